@@ -1,0 +1,44 @@
+package engine
+
+import (
+	"context"
+	"io"
+)
+
+// PackRecord is what the database knows of one blob of the repository.
+type PackRecord struct {
+	ID    string // hex
+	Kind  string // "data", "node", "point"
+	Name  string // blob name without its copy suffix
+	Bytes int64
+}
+
+// Registry records a pack durably before its blob is put, and refuses (any
+// error) once the session is no longer ACTIVE under the caller's term.
+// DurablePacks lists what earlier terms of the same session registered.
+type Registry interface {
+	RegisterPack(ctx context.Context, p PackRecord) error
+	SessionPacks(ctx context.Context) ([]PackRecord, error)
+	ForgetPacks(ctx context.Context, ids []string) error
+}
+
+// Session is one job's writing into the repository.
+type Session interface {
+	// Capture reads the source and makes the point durable: packs, nodes,
+	// manifest, in that order. Captures of one session run one at a time.
+	Capture(ctx context.Context, spec CaptureSpec, progress Progress) (Captured, error)
+	// Committed publishes the session's chunks to the dedup index. Call it
+	// after the committing transaction. Its failure costs space, never data.
+	Committed(ctx context.Context) error
+	// Close drops what the session holds in memory.
+	Close() error
+}
+
+// Image streams one volume's content.
+type Image interface {
+	SizeBytes() int64
+	// WriteTo streams in the format. An error midway leaves a cut stream:
+	// the receiver must not take it for whole.
+	WriteTo(ctx context.Context, w io.Writer, format Format) error
+	Close() error
+}

@@ -1,0 +1,152 @@
+package service
+
+import (
+	"cairn/internal/chain"
+	"cairn/internal/engine"
+	"cairn/internal/job"
+)
+
+// This file holds the inputs and outputs of the use cases. httpapi decodes
+// into them and encodes from them; it has an interface of its own for what it
+// calls. Methods on *Service:
+//
+//	Snapshots(ctx, SnapshotFilter) (SnapshotPage, error)
+//	CreateSnapshots(ctx, CreateSnapshots) (job.Job, error)
+//	DeleteSnapshots(ctx, SnapshotSet) (job.Job, error)
+//	PlanDeleteSnapshots(ctx, SnapshotSet) (DeletePlan, error)
+//	ApplySnapshots(ctx, SnapshotSet) (job.Job, error)
+//	CaptureInstance(ctx, CaptureInstance) (job.Job, error)
+//	CreateVolumeFromSnapshot(ctx, CloneSnapshot) (job.Job, error)
+//	RenameSnapshot(ctx, Rename) (Snapshot, error)
+//	ExportSnapshot(ctx, zone, id string) (engine.Image, error)   // Close it
+//
+//	Volumes(ctx, VolumeFilter) (VolumePage, error)
+//	CreateVolumes(ctx, CreateVolumes) (job.Job, error)
+//	RegisterVolume(ctx, RegisterVolume) (Volume, error)
+//	ImportVolume(ctx, ImportVolume) (job.Job, error)  // returns when the stream is stored
+//	ExportVolume(ctx, zone, id string) (engine.Image, error)     // Close it
+//	DeleteVolumes(ctx, VolumeSet) (job.Job, error)
+//	RenameVolumes(ctx, Rename with several ids) error
+//	ResizeVolumes(ctx, ResizeVolumes) (job.Job, error)
+//
+//	Job(ctx, id) (job.Job, error)
+//	Jobs(ctx, JobFilter) (JobPage, error)
+//	UnfinishedJobs(ctx, zone) ([]job.Job, error)
+//	CancelJob(ctx, id) (job.Job, error)
+//	Subscribe(ctx) <-chan job.Job   // each status change; closed when ctx ends; a slow reader loses old ones
+//	Scrub(ctx, zone, requestID) (job.Job, error)
+
+// Origin is who asked, for logs and rows.
+type Origin struct {
+	Zone      string
+	RequestID string
+	Local     bool // came through the unix socket: paths on the server are allowed
+}
+
+// CreateSnapshots asks for one point per resource, all at one instant.
+type CreateSnapshots struct {
+	Origin
+	Resources   []string // vol-… or ins-…; duplicates are dropped
+	Name        string
+	Description string
+	Full        bool // the caller wants a full; false: the rules decide
+}
+
+// SnapshotSet names points.
+type SnapshotSet struct {
+	Origin
+	IDs []string
+}
+
+// VolumeSet names volumes.
+type VolumeSet struct {
+	Origin
+	IDs []string
+}
+
+// DeletePlan is what a delete would take and free.
+type DeletePlan struct {
+	IDs        []chain.ID // the points asked for and all their descendants, newest first
+	FreedBytes int64
+}
+
+// CaptureInstance asks for an image of an instance's point.
+type CaptureInstance struct {
+	Origin
+	Snapshot  string
+	ImageName string
+}
+
+// CloneSnapshot asks for a new volume with a point's content.
+type CloneSnapshot struct {
+	Origin
+	Snapshot   string
+	VolumeName string
+}
+
+// Rename changes names; nil fields stay.
+type Rename struct {
+	Origin
+	IDs         []string
+	Name        *string
+	Description *string
+}
+
+// CreateVolumes asks for empty managed volumes.
+type CreateVolumes struct {
+	Origin
+	Name      string
+	Type      int
+	SizeBytes int64
+	Count     int
+}
+
+// RegisterVolume makes a file or device of the server's host a volume.
+type RegisterVolume struct {
+	Origin
+	Path        string
+	Name        string
+	Description string
+}
+
+// ImportVolume makes a managed volume from a stream.
+type ImportVolume struct {
+	Origin
+	Name      string
+	Type      int
+	SizeBytes int64 // exact length of the stream
+}
+
+// ResizeVolumes grows volumes.
+type ResizeVolumes struct {
+	Origin
+	IDs       []string
+	SizeBytes int64
+}
+
+// SnapshotPage is one page of points.
+type SnapshotPage struct {
+	Snapshots []SnapshotView
+	Total     int // matches before paging
+}
+
+// SnapshotView is a point with what is known only at reading time.
+type SnapshotView struct {
+	Snapshot
+	Progress float64 // 0..1; 1 once it is not pending
+}
+
+// VolumePage is one page of volumes.
+type VolumePage struct {
+	Volumes []Volume
+	Total   int
+}
+
+// JobPage is one page of jobs.
+type JobPage struct {
+	Jobs  []job.Job
+	Total int
+}
+
+// Exporter is what a streamed export hands out.
+type Exporter = engine.Image

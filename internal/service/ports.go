@@ -1,0 +1,47 @@
+package service
+
+import (
+	"context"
+	"io"
+
+	"cairn/internal/engine"
+	"cairn/internal/volume"
+)
+
+// Engine is what the use cases need of the byte mover (internal/engine).
+type Engine interface {
+	// OpenSession starts, or after a crash adopts, the repository side of a
+	// job's session. Packs that an earlier term registered and made durable
+	// are reused. reg is asked to register every pack before it is put.
+	OpenSession(ctx context.Context, id string, term int64, reg engine.Registry) (engine.Session, error)
+
+	// DiscardSession deletes every blob that the listed packs name. Call it
+	// only after the session was read back as ABORTED. Running it twice is
+	// harmless.
+	DiscardSession(ctx context.Context, packs []engine.PackRecord) error
+
+	// Restore makes target equal to the point; bytes past the point's size
+	// become zeros. fresh says that the target is known to be all zeros; the
+	// result is the same without it, only slower. It syncs before it returns.
+	Restore(ctx context.Context, ref engine.PointRef, target volume.Target, fresh bool, progress engine.Progress) (engine.Restored, error)
+
+	// VerifyReadable checks that the point's manifest and root are there.
+	VerifyReadable(ctx context.Context, ref engine.PointRef) error
+
+	// OpenImage opens a point for streaming out.
+	OpenImage(ctx context.Context, ref engine.PointRef) (engine.Image, error)
+
+	// SourceImage streams a frozen volume out, like OpenImage does a point.
+	SourceImage(ctx context.Context, src volume.Source) (engine.Image, error)
+
+	// ImportTo writes a raw stream of exactly size bytes to target, leaving
+	// zeros as holes, and syncs.
+	ImportTo(ctx context.Context, r io.Reader, size int64, target volume.Target, progress engine.Progress) error
+
+	// FreedBytes tells how many bytes of the repository only the doomed
+	// points use, given all points that would survive.
+	FreedBytes(ctx context.Context, doomed, survivors []engine.PointRef) (int64, error)
+
+	// Scrub reads and checks every blob and every point listed.
+	Scrub(ctx context.Context, points []engine.PointRef, packs []engine.PackRecord, progress engine.Progress) (engine.ScrubReport, error)
+}

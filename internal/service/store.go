@@ -1,0 +1,232 @@
+package service
+
+import (
+	"context"
+	"time"
+
+	"cairn/internal/chain"
+	"cairn/internal/job"
+)
+
+// VolumeStatus is a volume's state (API.md §6).
+type VolumeStatus string
+
+// The five states of a volume.
+const (
+	VolumePending   VolumeStatus = "pending"
+	VolumeAvailable VolumeStatus = "available"
+	VolumeInUse     VolumeStatus = "in-use"
+	VolumeDeleted   VolumeStatus = "deleted"
+	VolumeCeased    VolumeStatus = "ceased"
+)
+
+// Volume is one row.
+type Volume struct {
+	ID          string
+	Zone        string
+	Name        string
+	Description string
+	Type        int    // volume_type; create_volume copies it
+	Driver      string // "managed" or "registered": which volume.Driver serves it
+	Path        string // registered only
+	Identity    string // registered only; unique among volumes that are not ceased
+	SizeBytes   int64
+	Status      VolumeStatus
+	Transition  string // "", creating, deleting, resizing, applying, importing …
+	CreateTime  time.Time
+	StatusTime  time.Time
+	// MixedJob is the id of an apply job that has begun to write and has not
+	// finished: the content is a mixture and only that job may touch it.
+	MixedJob string
+}
+
+// Snapshot is one row. chain.Point is what the rules read.
+type Snapshot struct {
+	chain.Point
+	Zone         string
+	Name         string
+	Description  string
+	Transition   string // creating, deleting, recovering, … or ""
+	CreateTime   time.Time
+	StatusTime   time.Time
+	IsTaken      bool
+	HeadChain    bool // fulls: the head of the resource is in this chain
+	ResourceType string
+	ResourceName string // as it was when the point was taken
+	VolumeType   int
+	GroupID      string // one per create call
+	JobID        string // the job that made it
+	Consistency  string // "crash" or "filesystem"
+	CBT          string // how changes were found: "scan", …
+	Reason       string // why it is full or incremental, for people
+	// ManifestPack is the hex id of the point's manifest pack; "" until committed.
+	ManifestPack string
+	ManifestHash string // hex BLAKE3 of the manifest blob's content; "" until committed
+
+	// Of the whole chain, kept on its full; zero on increments.
+	TotalBytes  int64
+	TotalCount  int
+	LatestTime  time.Time // snapshot_time of the chain's newest live point
+	UniqueBytes int64     // freed if this point alone went; see UniqueKnown
+	UniqueKnown bool
+}
+
+// SnapshotFilter selects a page of snapshots. Empty fields don't filter.
+// Order: newest CreateTime first, then ID ascending.
+type SnapshotFilter struct {
+	Zone       string
+	IDs        []string // unknown ones are simply absent
+	ResourceID string
+	Full       *bool
+	Statuses   []chain.Status // empty: all but deleted and ceased, unless IDs are given: then all
+	Search     string         // substring of id or name, case-insensitive
+	RootID     string         // the incrementals under that full (the full itself is not listed)
+	Offset     int
+	Limit      int
+}
+
+// VolumeFilter selects a page of volumes, newest first, then ID.
+type VolumeFilter struct {
+	Zone     string
+	IDs      []string
+	Type     *int
+	Statuses []VolumeStatus // empty: all but deleted and ceased, unless IDs are given
+	Search   string
+	Offset   int
+	Limit    int
+}
+
+// JobFilter selects a page of jobs, newest first, then ID.
+type JobFilter struct {
+	Zone     string // "" = all
+	Statuses []job.Status
+	Resource string // jobs whose ResourceIDs hold it
+	Offset   int
+	Limit    int
+}
+
+// SessionState is a repository session's place in the commit protocol
+// (DESIGN §3): the two ways out of ACTIVE are compare-and-sets.
+type SessionState string
+
+// Session states.
+const (
+	SessionActive    SessionState = "ACTIVE"
+	SessionCommitted SessionState = "COMMITTED"
+	SessionAborted   SessionState = "ABORTED"
+)
+
+// Session is one row; its ID is the id of the job that owns it.
+type Session struct {
+	ID    string // job id
+	Term  int64
+	State SessionState
+}
+
+// PackState is a pack's place in the collection protocol (DESIGN §4).
+type PackState string
+
+// Pack states. Only LIVE exists until prune does.
+const (
+	PackLive      PackState = "LIVE"
+	PackCondemned PackState = "CONDEMNED"
+	PackDeleting  PackState = "DELETING"
+)
+
+// Pack is one row: a blob of the repository that a session registered before
+// it put it. Rows of a session count only once the session is COMMITTED.
+type Pack struct {
+	ID      string // hex
+	Kind    string // "data", "node", "point"
+	Name    string // blob name without copy suffix
+	Session string
+	Term    int64
+	State   PackState
+	Born    int64 // epoch
+	Stamped int64 // epoch
+	Bytes   int64
+}
+
+// Store is the metadata database. metadb implements it; metadbtest.Run is the
+// suite every implementation passes.
+//
+// Update runs fn in one serializable transaction: fn's error rolls everything
+// back and is returned as it is. View gives fn a consistent snapshot. Neither
+// may be nested, and fn does no I/O but through tx. All times are stored to
+// the microsecond in UTC. "Not there" is errs.NotFound with a sentence that
+// names the id.
+type Store interface {
+	View(ctx context.Context, fn func(tx Tx) error) error
+	Update(ctx context.Context, fn func(tx Tx) error) error
+	job.Store
+	Close() error
+}
+
+// Tx is one transaction. Methods take their context from Update or View.
+type Tx interface {
+	InsertVolume(v Volume) error
+	Volume(zone, id string) (Volume, error) // any status but ceased; zone "" = any
+	UpdateVolume(v Volume) error            // by ID; every column
+	Volumes(f VolumeFilter) (rows []Volume, total int, err error)
+	// VolumeByIdentity finds the registered volume, not ceased, with that
+	// identity or that path.
+	VolumeByIdentity(identity, path string) (Volume, bool, error)
+
+	InsertSnapshot(s Snapshot) error
+	Snapshot(zone, id string) (Snapshot, error) // any status; zone "" = any
+	UpdateSnapshot(s Snapshot) error            // by ID; every column
+	Snapshots(f SnapshotFilter) (rows []Snapshot, total int, err error)
+	// Chain is every point of one chain that is not ceased, the full first,
+	// then by SnapshotTime and ID.
+	Chain(rootID string) ([]Snapshot, error)
+	// Head is the resource's head, ok=false if it has none. At most one
+	// exists; the database enforces it.
+	Head(resourceID string) (s Snapshot, ok bool, err error)
+	// LivePoints streams id, root and manifest of every point that is
+	// neither pending nor ceased, for accounting and scrub.
+	LivePoints(fn func(s Snapshot) error) error
+
+	InsertJob(j job.Job) error
+	Job(id string) (job.Job, error)
+	Jobs(f JobFilter) (rows []job.Job, total int, err error)
+	// FinishJob ends a job inside this transaction. term fences: if the row
+	// has another term or is ended already, it is job.ErrFenced. term < 0
+	// ends a job that is not claimed.
+	FinishJob(id string, term int64, out job.Outcome) error
+
+	// Lock gives holder (a job id) the resources (volume and snapshot ids),
+	// all or none; taken ones answer errs.Busy naming the first, its message
+	// ending in "please try later". Taking what one has already is fine.
+	Lock(holder string, resources ...string) error
+	Unlock(holder string) error
+	LockedBy(resource string) (holder string, ok bool, err error)
+	// Pin keeps points from being deleted while holder reads or builds on
+	// them. Any number of holders may pin one point.
+	Pin(holder string, snapshots ...string) error
+	Unpin(holder string) error
+	// Pinned returns the first of the snapshots that is pinned, and by whom.
+	Pinned(snapshots ...string) (snapshot, holder string, ok bool, err error)
+	// Holders lists every holder of a lock or a pin.
+	Holders() ([]string, error)
+
+	// PutSession inserts or takes over (higher term) a session. It fails with
+	// job.ErrFenced if the stored term is higher or the state is not ACTIVE.
+	PutSession(s Session) error
+	Session(id string) (s Session, ok bool, err error)
+	// CASSession moves a session from ACTIVE to the given state if its term
+	// matches; swapped=false if it was not so.
+	CASSession(id string, term int64, to SessionState) (swapped bool, err error)
+
+	// InsertPack registers a pack before its Put; job.ErrFenced if the
+	// session is not ACTIVE under that term.
+	InsertPack(p Pack) error
+	// PacksOf lists a session's packs.
+	PacksOf(session string) ([]Pack, error)
+	// Packs streams every pack row of committed sessions.
+	Packs(fn func(p Pack) error) error
+	DeletePacks(ids ...string) error
+
+	// Setting reads a value; "" if it was never set.
+	Setting(key string) (string, error)
+	SetSetting(key, value string) error
+}

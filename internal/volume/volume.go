@@ -1,0 +1,144 @@
+// Package volume is the contract between the service and the things that hold
+// block volumes. Drivers live below it (file; later live, nbd, libvirt);
+// volumetest.Run is the suite that every driver passes.
+//
+// Invariants every driver keeps:
+//   - a Source shows one instant: bytes that were changed after Freeze are
+//     never mixed in without Check (or ReadAt) failing;
+//   - a Target is exclusive: nobody else writes the volume while it is open,
+//     as far as the system can enforce it (each driver documents how far);
+//   - nothing under a registered volume is created, resized or removed.
+package volume
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"cairn/internal/extent"
+)
+
+// ErrNoBase says that changes since the wanted checkpoint are not known:
+// everything must be read.
+var ErrNoBase = errors.New("no change tracking since the wanted checkpoint")
+
+// ErrNoInstant says that no instant survived under the hold's name.
+var ErrNoInstant = errors.New("no instant is held under this name")
+
+// ErrChanged says that the volume changed while it was being read, so what
+// was read is not one moment.
+var ErrChanged = errors.New("the volume changed while it was read")
+
+// Spec names one volume to its driver.
+type Spec struct {
+	ID        string // vol-…
+	Path      string // registered volumes: canonical absolute path; else ""
+	Identity  string // registered volumes: Probe's answer at registration; else ""
+	SizeBytes int64  // as the service knows it
+}
+
+// Probe is what a driver found at a path that somebody wants to register.
+type Probe struct {
+	Path      string // canonical: absolute, symlinks resolved
+	Identity  string // equal for two names of one file or device
+	SizeBytes int64
+	Device    bool // block device
+}
+
+// Checkpoint is a driver's mark to track changes from.
+type Checkpoint string
+
+// Capabilities are a driver's optional powers, as data.
+type Capabilities struct {
+	CreateVolumes bool // Create, Grow and Remove work
+	Register      bool // Probe works
+	Tracking      bool // Changed may answer without ErrNoBase
+}
+
+// Driver holds volumes of one kind. Methods may be called concurrently; the
+// service never runs two changes of one volume at once.
+type Driver interface {
+	Capabilities() Capabilities
+
+	// Probe examines a path for registration. errs.Invalid: not something
+	// that can be a volume (and why); errs.NotFound: nothing there.
+	Probe(ctx context.Context, path string) (Probe, error)
+
+	// Create makes an all-zero volume of s.SizeBytes, durable on return.
+	// If one is there already, a leftover of a crash, it is made empty.
+	Create(ctx context.Context, s Spec) error
+
+	// Grow makes the volume newSize bytes; the new tail is zeros. Running it
+	// twice is harmless.
+	Grow(ctx context.Context, s Spec, newSize int64) error
+
+	// Remove destroys the volume's data. An absent one is not an error.
+	Remove(ctx context.Context, s Spec) error
+
+	// Size asks the real thing for its present size in bytes.
+	Size(ctx context.Context, s Spec) (int64, error)
+
+	// Freeze holds one instant of all specs, all or none, under the name
+	// hold (a job id). errs.Busy: somebody has a volume open for writing.
+	Freeze(ctx context.Context, hold string, specs []Spec) (Instant, error)
+
+	// Reopen gives the instant that an earlier process held durably under
+	// hold, or ErrNoInstant.
+	Reopen(ctx context.Context, hold string, specs []Spec) (Instant, error)
+
+	// Drop lets go of whatever is held under hold, in this process or left
+	// by an earlier one. Nothing held is not an error.
+	Drop(ctx context.Context, hold string) error
+
+	// OpenTarget opens a volume for being overwritten, exclusively.
+	OpenTarget(ctx context.Context, s Spec) (Target, error)
+}
+
+// Instant is one moment of one or more volumes.
+type Instant interface {
+	// Time is when the moment was.
+	Time() time.Time
+	// Durable says that the moment survives a crash of this process and of
+	// the machine, so that Reopen will find it.
+	Durable() bool
+	// Source is the i-th volume of Freeze's specs at that moment. It stays
+	// the Instant's: do not close it.
+	Source(i int) Source
+	// Check fails with ErrChanged (wrapped in errs.Conflict with a sentence
+	// that names the volume) if any volume may have changed since Freeze, so
+	// that what was read could be a mixture. A durable Instant never changes.
+	// Call it after the last read.
+	Check(ctx context.Context) error
+	// Close frees locks and descriptors. A durable instant stays for Reopen
+	// until Drop.
+	Close() error
+}
+
+// Source is one volume, frozen at one instant. Any number of goroutines may read.
+type Source interface {
+	Size() int64 // bytes
+	// ReadAt fills buf whole from byte off; a short read is an error.
+	ReadAt(ctx context.Context, buf []byte, off int64) error
+	// Data returns the first range at or after off that may hold anything
+	// but zeros, or io.EOF when only zeros follow.
+	Data(ctx context.Context, off int64) (extent.Range, error)
+	// Changed lists ranges that may differ from base. ErrNoBase: unknown.
+	Changed(ctx context.Context, base Checkpoint) ([]extent.Range, error)
+}
+
+// Target is a volume opened for being overwritten. WriteAt, ReadAt and Zero
+// may be called concurrently on ranges that do not overlap.
+type Target interface {
+	Size() int64 // bytes
+	ReadAt(ctx context.Context, buf []byte, off int64) error
+	// Data is like Source.Data: what is outside reads as zeros.
+	Data(ctx context.Context, off int64) (extent.Range, error)
+	WriteAt(ctx context.Context, buf []byte, off int64) error
+	// Zero makes the range read as zeros, giving space back where it can.
+	Zero(ctx context.Context, off, length int64) error
+	// Sync makes all that was written durable. After it failed once the
+	// content is unknown and Sync must not be tried again on this Target.
+	Sync(ctx context.Context) error
+	// Close releases the volume. It does not sync.
+	Close() error
+}
