@@ -1,6 +1,8 @@
 package service
 
 import (
+	"io"
+
 	"cairn/internal/chain"
 	"cairn/internal/engine"
 	"cairn/internal/job"
@@ -115,6 +117,9 @@ type ImportVolume struct {
 	Name      string
 	Type      int
 	SizeBytes int64 // exact length of the stream
+	// Stream is the raw content. It is read until the call returns, and not
+	// afterwards; the call returns early when its ctx ends.
+	Stream io.Reader
 }
 
 // ResizeVolumes grows volumes.
