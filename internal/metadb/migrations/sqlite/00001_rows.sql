@@ -1,0 +1,146 @@
+-- Times are microseconds since 1970 UTC, 0 = unset. Booleans are 0 and 1.
+-- search_key columns hold what search compares: the id, a zero byte and the
+-- name, case folded by the writer (SQLite folds ASCII only).
+
+-- +goose Up
+CREATE TABLE volumes (
+  id          TEXT    NOT NULL PRIMARY KEY,
+  zone        TEXT    NOT NULL,
+  name        TEXT    NOT NULL,
+  description TEXT    NOT NULL,
+  type        INTEGER NOT NULL,
+  driver      TEXT    NOT NULL,
+  path        TEXT    NOT NULL,
+  identity    TEXT    NOT NULL,
+  size_bytes  INTEGER NOT NULL,
+  status      TEXT    NOT NULL,
+  transition  TEXT    NOT NULL,
+  create_time INTEGER NOT NULL,
+  status_time INTEGER NOT NULL,
+  mixed_job   TEXT    NOT NULL,
+  search_key  TEXT    NOT NULL
+);
+CREATE INDEX volumes_list ON volumes (zone, create_time DESC, id, status);
+CREATE UNIQUE INDEX volumes_identity ON volumes (identity) WHERE identity <> '' AND status <> 'ceased';
+CREATE UNIQUE INDEX volumes_path ON volumes (path) WHERE path <> '' AND status <> 'ceased';
+
+CREATE TABLE snapshots (
+  id            TEXT    NOT NULL PRIMARY KEY,
+  resource_id   TEXT    NOT NULL,
+  parent_id     TEXT    NOT NULL,
+  root_id       TEXT    NOT NULL,
+  is_full       INTEGER NOT NULL,
+  status        TEXT    NOT NULL,
+  damaged       INTEGER NOT NULL,
+  is_head       INTEGER NOT NULL,
+  virtual_size  INTEGER NOT NULL,
+  size_bytes    INTEGER NOT NULL,
+  snapshot_time INTEGER NOT NULL,
+  zone          TEXT    NOT NULL,
+  name          TEXT    NOT NULL,
+  description   TEXT    NOT NULL,
+  transition    TEXT    NOT NULL,
+  create_time   INTEGER NOT NULL,
+  status_time   INTEGER NOT NULL,
+  is_taken      INTEGER NOT NULL,
+  head_chain    INTEGER NOT NULL,
+  resource_type TEXT    NOT NULL,
+  resource_name TEXT    NOT NULL,
+  volume_type   INTEGER NOT NULL,
+  group_id      TEXT    NOT NULL,
+  job_id        TEXT    NOT NULL,
+  consistency   TEXT    NOT NULL,
+  cbt           TEXT    NOT NULL,
+  reason        TEXT    NOT NULL,
+  manifest_pack TEXT    NOT NULL,
+  manifest_hash TEXT    NOT NULL,
+  total_bytes   INTEGER NOT NULL,
+  total_count   INTEGER NOT NULL,
+  latest_time   INTEGER NOT NULL,
+  unique_bytes  INTEGER NOT NULL,
+  unique_known  INTEGER NOT NULL,
+  search_key    TEXT    NOT NULL
+);
+CREATE UNIQUE INDEX snapshots_head ON snapshots (resource_id) WHERE is_head = 1;
+CREATE INDEX snapshots_list     ON snapshots (zone, create_time DESC, id, status, is_full);
+CREATE INDEX snapshots_resource ON snapshots (resource_id, create_time DESC, id, status, is_full, zone);
+CREATE INDEX snapshots_root     ON snapshots (root_id, create_time DESC, id, status, is_full, zone, resource_id);
+
+CREATE TABLE jobs (
+  id               TEXT    NOT NULL PRIMARY KEY,
+  action           TEXT    NOT NULL,
+  zone             TEXT    NOT NULL,
+  request_id       TEXT    NOT NULL,
+  status           TEXT    NOT NULL,
+  create_time      INTEGER NOT NULL,
+  begin_time       INTEGER NOT NULL,
+  finished_time    INTEGER NOT NULL,
+  info             TEXT    NOT NULL,
+  extra            TEXT    NOT NULL,
+  resource_ids     TEXT    NOT NULL,
+  done_bytes       INTEGER NOT NULL,
+  total_bytes      INTEGER NOT NULL,
+  error_code       INTEGER NOT NULL,
+  error_message    TEXT    NOT NULL,
+  params           TEXT    NOT NULL,
+  state            TEXT    NOT NULL,
+  cancel_requested INTEGER NOT NULL,
+  no_cancel        INTEGER NOT NULL,
+  owner            TEXT    NOT NULL,
+  term             INTEGER NOT NULL
+);
+CREATE INDEX jobs_list ON jobs (create_time DESC, id, zone, status);
+CREATE INDEX jobs_unfinished ON jobs (create_time, id, zone, status, owner) WHERE status IN ('pending', 'working');
+CREATE TABLE job_resources (
+  resource_id TEXT NOT NULL,
+  job_id      TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
+  PRIMARY KEY (resource_id, job_id)
+) WITHOUT ROWID;
+
+CREATE TABLE locks (
+  resource_id TEXT NOT NULL PRIMARY KEY,
+  holder      TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX locks_holder ON locks (holder);
+
+CREATE TABLE pins (
+  snapshot_id TEXT NOT NULL,
+  holder      TEXT NOT NULL,
+  PRIMARY KEY (snapshot_id, holder)
+) WITHOUT ROWID;
+CREATE INDEX pins_holder ON pins (holder);
+
+CREATE TABLE sessions (
+  id    TEXT    NOT NULL PRIMARY KEY,
+  term  INTEGER NOT NULL,
+  state TEXT    NOT NULL
+);
+
+CREATE TABLE packs (
+  id         TEXT    NOT NULL PRIMARY KEY,
+  kind       TEXT    NOT NULL,
+  name       TEXT    NOT NULL,
+  session_id TEXT    NOT NULL REFERENCES sessions (id),
+  term       INTEGER NOT NULL,
+  state      TEXT    NOT NULL,
+  born       INTEGER NOT NULL,
+  stamped    INTEGER NOT NULL,
+  bytes      INTEGER NOT NULL
+);
+CREATE INDEX packs_session ON packs (session_id, id);
+
+CREATE TABLE settings (
+  key   TEXT NOT NULL PRIMARY KEY,
+  value TEXT NOT NULL
+) WITHOUT ROWID;
+
+-- +goose Down
+DROP TABLE settings;
+DROP TABLE packs;
+DROP TABLE sessions;
+DROP TABLE pins;
+DROP TABLE locks;
+DROP TABLE job_resources;
+DROP TABLE jobs;
+DROP TABLE snapshots;
+DROP TABLE volumes;
