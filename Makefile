@@ -1,0 +1,68 @@
+# `make` lists the targets. CI runs `make test` and nothing else.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+# A clone that belongs to another user must build too; the version is stamped
+# by scripts/build.sh instead.
+export GOFLAGS := -buildvcs=false $(GOFLAGS)
+# Tests of the binary take this one instead of building their own.
+export CAIRN_BIN := $(CURDIR)/bin/cairn
+
+LINT := go tool -modfile=tools/lint/go.mod golangci-lint
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+.PHONY: build
+build: ## one static binary: bin/cairn
+	@scripts/build.sh bin/cairn
+
+.PHONY: setup
+setup: ## install what tests and demo need (Debian; says what is missing elsewhere)
+	@scripts/setup.sh test
+
+.PHONY: demo
+demo: ## take, roll back, clone and delete points of a real ext4 disk
+	@scripts/setup.sh demo
+	@scripts/build.sh bin/cairn
+	@scripts/demo.sh bin/cairn
+
+.PHONY: test
+test: setup build ## everything that must hold; this is what CI runs
+	@echo "go vet ./..."
+	@go vet ./...
+	@echo "go test ./..."
+	@go test -timeout 14m ./...
+
+.PHONY: test-long
+test-long: setup build ## longer histories, then 30 s for each fuzz target
+	@CAIRN_LONG=1 go test -timeout 3h ./...
+	@scripts/fuzz.sh "$${CAIRN_FUZZ_TIME:-30s}"
+
+.PHONY: check
+check: setup build ## format, vet, lint, tests with the race detector
+	@bad=$$(gofmt -l .); if [ -n "$$bad" ]; then echo "not formatted (run gofmt -w):"; echo "$$bad"; exit 1; fi
+	@go vet ./...
+	@$(LINT) run ./...
+	@go test -race -timeout 45m ./...
+
+.PHONY: lint
+lint: ## golangci-lint alone (its first build takes about two minutes)
+	@$(LINT) run ./...
+
+.PHONY: bench
+bench: ## measure beside cp, qemu-img, restic and borg; writes docs/BENCH.md
+	@scripts/setup.sh bench
+	@scripts/build.sh bin/cairn
+	@go run ./test/bench -cairn bin/cairn -out docs/BENCH.md
+
+.PHONY: dev
+dev: build ## serve on a temporary folder until Ctrl-C
+	@scripts/dev.sh bin/cairn
+
+.PHONY: clean
+clean: ## remove what was built
+	@rm -rf bin
