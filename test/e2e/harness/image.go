@@ -3,6 +3,7 @@ package harness
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -123,6 +124,9 @@ func (m *Image) Differs(got io.Reader) error {
 // Equal compares two images.
 func (m *Image) Equal(o *Image) bool { return m.size == o.size && m.Differs(o.Reader()) == nil }
 
+// Is reports whether b is the whole content.
+func (m *Image) Is(b []byte) bool { return m.Differs(bytes.NewReader(b)) == nil }
+
 // Edit is one change of a volume.
 type Edit struct {
 	Kind EditKind
@@ -217,18 +221,23 @@ func (e Edit) ApplyFile(path string) error {
 	if err != nil {
 		return err
 	}
-	defer f.Close()
+	return errors.Join(e.ApplyTo(f), f.Close())
+}
+
+// ApplyTo does the same to an open file.
+func (e Edit) ApplyTo(f *os.File) error {
 	if b := e.Bytes(); b != nil {
-		if _, err := f.WriteAt(b, e.Off); err != nil {
-			return err
-		}
-	} else if e.Len > 0 {
-		const mode = unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE
-		if err := unix.Fallocate(int(f.Fd()), mode, e.Off, e.Len); err != nil {
-			return fmt.Errorf("punch a hole: %w", err)
-		}
+		_, err := f.WriteAt(b, e.Off)
+		return err
 	}
-	return f.Close()
+	if e.Len == 0 {
+		return nil
+	}
+	const mode = unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE
+	if err := unix.Fallocate(int(f.Fd()), mode, e.Off, e.Len); err != nil {
+		return fmt.Errorf("punch a hole: %w", err)
+	}
+	return nil
 }
 
 // WriteFile makes a sparse file with the image's content.

@@ -334,6 +334,16 @@ func (c *Client) WantContent(t TB, kind, id string, want *Image) {
 	}
 }
 
+// Export reads a volume's or a snapshot's whole content, for small ones.
+func (c *Client) Export(t TB, kind, id string) (content []byte, status int) {
+	t.Helper()
+	r := c.Stream(t, kind+"/"+id+"/export?format=raw", func(body io.Reader) (err error) {
+		content, err = io.ReadAll(body)
+		return err
+	})
+	return content, r.Status
+}
+
 // ScrubClean runs a scrub that must find nothing.
 func (c *Client) ScrubClean(t TB) {
 	t.Helper()
