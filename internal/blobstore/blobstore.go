@@ -33,7 +33,9 @@ type Info struct {
 // Store keeps named immutable blobs.
 //
 // A name is 1 to 200 bytes of [a-z0-9A-Z._-] parts joined by single slashes;
-// no part starts with a dot. Other names are refused with errs.Invalid.
+// no part starts with a dot. Other names are refused with errs.Invalid
+// (CheckName). Nobody uses a name that is a folder of another one, like a and
+// a/b: a driver may refuse the second with errs.Invalid.
 type Store interface {
 	// Put stores the concatenation of parts as a new blob. It does not keep
 	// or change the slices. After an error the outcome is unknown to the
