@@ -1,0 +1,142 @@
+// Package file holds volumes that are plain raw files or block devices.
+// docs/file-driver.md tells users how far its locks reach.
+//
+// Invariants:
+//   - a volume is opened only after its path was seen to lead to the file or
+//     device that was registered, and what was opened was compared again;
+//   - what a Source shows is one moment: either a reflink made while nobody
+//     could write, or the live bytes, with every lock the system has held
+//     until Close and every sign of a change compared in Check;
+//   - nothing is ever created, resized or removed beside a registered file:
+//     reflinks lie in the driver's own folder;
+//   - a recorded hold is whole: its record is written after the last reflink
+//     is durable, and removed before the first reflink is.
+//
+// Managed and Registered serve any number of goroutines. One process at a
+// time may use a folder.
+package file
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"cairn/internal/errs"
+	"cairn/internal/volume"
+)
+
+// place is where a volume lies and what was there when it was registered.
+type place struct {
+	id       string // vol-…, for messages
+	path     string
+	identity string // "": whatever lies at path (managed volumes)
+}
+
+// disks is what both drivers share: holding instants and opening targets.
+type disks struct {
+	locate  func(volume.Spec) (place, error)
+	holdDir string
+
+	mu   sync.Mutex          // guards the maps; nothing else is locked under it
+	live map[string]*instant // by hold name; nil while Freeze is at work
+	// open holds the identities of guarded volumes. Asked first, because to
+	// try the kernel's locks breaks the lease of a guard of our own.
+	open map[string]bool
+}
+
+func newDisks(holdDir string, locate func(volume.Spec) (place, error)) (*disks, error) {
+	if err := os.MkdirAll(holdDir, 0o700); err != nil {
+		return nil, fmt.Errorf("make the folder of holds: %w", err)
+	}
+	if err := syncDir(filepath.Dir(holdDir)); err != nil {
+		return nil, err
+	}
+	d := &disks{locate: locate, holdDir: holdDir, live: map[string]*instant{}, open: map[string]bool{}}
+	return d, d.sweep()
+}
+
+// Size asks the file or device for its present size.
+func (d *disks) Size(ctx context.Context, s volume.Spec) (int64, error) {
+	if err := ctx.Err(); err != nil {
+		return 0, err
+	}
+	p, err := d.locate(s)
+	if err != nil {
+		return 0, err
+	}
+	st, err := look(p)
+	if err != nil {
+		return 0, err
+	}
+	if !isDevice(&st) {
+		// Opening would break the lease that a target of ours may hold.
+		return st.Size, nil
+	}
+	n, err := open(p, os.O_RDONLY, false)
+	if err != nil {
+		return 0, err
+	}
+	defer n.f.Close() //nolint:errcheck // read only
+	return n.size, nil
+}
+
+// claim keeps this process from opening a volume twice; unclaim ends that.
+func (d *disks) claim(id, identity string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.open[identity] {
+		return busy(id, nil, "is being read or written by another job")
+	}
+	d.open[identity] = true
+	return nil
+}
+
+func (d *disks) unclaim(identity string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.open, identity)
+}
+
+// nameOK says whether s may be part of a file name of ours.
+func nameOK(s string) bool {
+	if s == "" || len(s) > 128 || s[0] == '.' {
+		return false
+	}
+	return !strings.ContainsFunc(s, func(r rune) bool {
+		switch {
+		case r >= 'a' && r <= 'z', r >= 'A' && r <= 'Z', r >= '0' && r <= '9':
+			return false
+		}
+		return r != '-' && r != '_' && r != '.'
+	})
+}
+
+// syncDir makes the names in a folder durable.
+func syncDir(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return fmt.Errorf("open folder to sync it: %w", err)
+	}
+	err = f.Sync()
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return fmt.Errorf("sync folder %s: %w", dir, err)
+	}
+	return nil
+}
+
+// busy makes the error for a volume that somebody else uses. what completes
+// the sentence "volume vol-x …".
+func busy(id string, cause error, what string) error {
+	return errs.Wrap(errs.Busy, cause, "volume %s %s; please try later", id, what)
+}
+
+// changed makes the error for bytes that are not one moment any more.
+func changed(id, what string) error {
+	return errs.Wrap(errs.Conflict, volume.ErrChanged, "volume %s %s", id, what)
+}

@@ -1,0 +1,186 @@
+package file
+
+import (
+	"context"
+	"errors"
+	"os"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"cairn/internal/volume"
+)
+
+// zeroUnit is what BLKZEROOUT ranges are aligned to: the page, because the
+// kernel drops the page cache of the range first, and a part of a page that
+// somebody writes meanwhile must not bring old bytes back.
+const zeroUnit = 4096
+
+// target is a volume that is being overwritten.
+type target struct {
+	reader
+	guard    *guard
+	unitSize int64       // BLKZEROOUT alignment
+	noPunch  atomic.Bool // the filesystem or device cannot; zeros are written
+
+	mu     sync.Mutex // guards failed
+	failed error      // the first failed change; the content is unknown since
+}
+
+// OpenTarget opens a volume for being overwritten. errs.Busy: anybody has it
+// open, readers included.
+func (d *disks) OpenTarget(ctx context.Context, s volume.Spec) (volume.Target, error) {
+	p, err := d.locate(s)
+	if err != nil {
+		return nil, err
+	}
+	g, err := d.acquire(ctx, p, true)
+	if err != nil {
+		return nil, err
+	}
+	t := &target{
+		reader:   reader{id: g.id, f: g.f, device: isDevice(&g.st), size: g.size},
+		guard:    g,
+		unitSize: zeroUnit,
+	}
+	if t.device {
+		err := g.control(func(fd int) error {
+			block, err := unix.IoctlGetInt(fd, unix.BLKSSZGET)
+			t.unitSize = max(t.unitSize, int64(uint32(block)))
+			return err
+		})
+		if err != nil {
+			return nil, errors.Join(ioFailure(s.ID, "examine", err), g.release())
+		}
+	}
+	return t, nil
+}
+
+// may says why a change must not be tried.
+func (t *target) may(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.failed == nil && t.guard.intruder.Load() {
+		t.failed = t.overrun()
+	}
+	return t.failed
+}
+
+func (t *target) overrun() error {
+	return changed(t.id, "was opened for writing by another program while it was overwritten; close it there and try again")
+}
+
+// fail latches err: after it nothing may be said about the content, so no
+// later Sync may succeed.
+func (t *target) fail(err error) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.failed == nil {
+		t.failed = err
+	}
+	return err
+}
+
+func (t *target) WriteAt(ctx context.Context, buf []byte, off int64) error {
+	if err := t.inside(off, int64(len(buf))); err != nil {
+		return err
+	}
+	if err := t.may(ctx); err != nil {
+		return err
+	}
+	if _, err := t.f.WriteAt(buf, off); err != nil {
+		return t.fail(t.writeFailure(err))
+	}
+	return nil
+}
+
+func (t *target) writeFailure(err error) error {
+	if errors.Is(err, os.ErrClosed) {
+		return err
+	}
+	return ioFailure(t.id, "write", err)
+}
+
+func (t *target) Zero(ctx context.Context, off, length int64) error {
+	if err := t.inside(off, length); err != nil {
+		return err
+	}
+	if err := t.may(ctx); err != nil || length == 0 {
+		return err
+	}
+	if t.noPunch.Load() {
+		return t.writeZeros(ctx, off, length)
+	}
+	start, end := off, off+length
+	if t.device {
+		start = (off + t.unitSize - 1) / t.unitSize * t.unitSize
+		end = (off + length) / t.unitSize * t.unitSize
+		if start >= end {
+			return t.writeZeros(ctx, off, length)
+		}
+	}
+	err := t.guard.control(func(fd int) error {
+		if t.device {
+			return zeroOut(fd, start, end-start)
+		}
+		_, err := retryEINTR(func() (struct{}, error) {
+			return struct{}{}, unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, start, end-start)
+		})
+		return err
+	})
+	switch {
+	case err == nil:
+	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENOSYS), errors.Is(err, unix.EINVAL):
+		t.noPunch.Store(true)
+		return t.writeZeros(ctx, off, length)
+	default:
+		return t.fail(t.writeFailure(err))
+	}
+	if err := t.writeZeros(ctx, off, start-off); err != nil {
+		return err
+	}
+	return t.writeZeros(ctx, end, off+length-end)
+}
+
+func (t *target) writeZeros(ctx context.Context, off, length int64) error {
+	zeros := make([]byte, min(length, 1<<20))
+	for length > 0 {
+		n := min(length, int64(len(zeros)))
+		if err := t.WriteAt(ctx, zeros[:n], off); err != nil {
+			return err
+		}
+		off, length = off+n, length-n
+	}
+	return nil
+}
+
+// Sync also fails if the volume is not the one any more, or not its size, or
+// if another program was let in to write.
+func (t *target) Sync(ctx context.Context) error {
+	if err := t.may(ctx); err != nil {
+		return err
+	}
+	if err := t.f.Sync(); err != nil {
+		return t.fail(t.writeFailure(err))
+	}
+	if t.guard.intruded() {
+		return t.fail(t.overrun())
+	}
+	size, err := t.guard.sizeNow()
+	if err != nil {
+		return t.fail(err)
+	}
+	if size != t.size {
+		return t.fail(changed(t.id, "changed its size while it was overwritten; try again when nobody uses it"))
+	}
+	if err := t.guard.stillThere(); err != nil {
+		return t.fail(err)
+	}
+	return nil
+}
+
+func (t *target) Close() error { return t.guard.release() }
