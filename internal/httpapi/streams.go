@@ -1,0 +1,235 @@
+package httpapi
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humago"
+
+	"cairn/internal/engine"
+	"cairn/internal/errs"
+)
+
+// stallTimeout cuts a stream whose reader takes nothing any more: an export
+// holds its volume.
+const stallTimeout = 10 * time.Minute
+
+const (
+	importPath         = "/v2/zone/{zone}/volumes/import"
+	exportVolumePath   = "/v2/zone/{zone}/volumes/{volume_id}/export"
+	exportSnapshotPath = "/v2/zone/{zone}/volume_snapshots/{snapshot_id}/export"
+	eventPath          = "/v2/zone/{zone}/notifier/stream"
+)
+
+// streaming reports whether a route's requests may last, and whether it is
+// the client that sends.
+func streaming(pattern string) (lasts, sends bool) {
+	_, path, _ := strings.Cut(pattern, " ")
+	switch path {
+	case importPath:
+		return true, true
+	case exportVolumePath, exportSnapshotPath, eventPath:
+		return true, false
+	}
+	return false, false
+}
+
+type streamOutput struct {
+	Body func(huma.Context)
+}
+
+// ExportQuery is exported for huma, like Zoned.
+type ExportQuery struct {
+	Format string `query:"format" enum:"raw,qcow2" doc:"default raw"`
+}
+
+type exportVolumeInput struct {
+	Zoned
+	VolumeID string `path:"volume_id" example:"vol-ABCDEFGH"`
+	ExportQuery
+}
+
+type exportSnapshotInput struct {
+	Zoned
+	SnapshotPath
+	ExportQuery
+}
+
+func (a *api) exportVolume(ctx context.Context, in *exportVolumeInput) (*streamOutput, error) {
+	return export(ctx, in.Zone, "volume_id", "vol-ABCDEFGH", in.VolumeID, in.Format, a.service.ExportVolume)
+}
+
+func (a *api) exportSnapshot(ctx context.Context, in *exportSnapshotInput) (*streamOutput, error) {
+	return export(ctx, in.Zone, "snapshot_id", "ss-ABCDEFGH", in.SnapshotID, in.Format, a.service.ExportSnapshot)
+}
+
+func export(ctx context.Context, zone, parameter, example, path, format string,
+	open func(ctx context.Context, zone, id string) (engine.Image, error),
+) (*streamOutput, error) {
+	f := engine.Format(format)
+	switch f {
+	case "":
+		f = engine.FormatRaw
+	case engine.FormatRaw, engine.FormatQcow2:
+	default:
+		return nil, badParameter("format", "format cannot be %q; it is %s or %s", clip(format), engine.FormatRaw, engine.FormatQcow2)
+	}
+	id, err := pathOrBody(parameter, example, path, "")
+	if err != nil {
+		return nil, err
+	}
+	image, err := open(ctx, zone, id)
+	if err != nil {
+		return nil, err
+	}
+	requestOf(ctx).note(slog.String("export", id), slog.String("format", string(f)))
+	return &streamOutput{Body: func(c huma.Context) { sendImage(c, image, id, f) }}, nil
+}
+
+// sendImage streams and closes image. Once a byte is out, a failure cuts the
+// connection: a reader must never take part of a volume for the whole.
+func sendImage(c huma.Context, image engine.Image, id string, f engine.Format) {
+	r, w := humago.Unwrap(c)
+	req := requestOf(r.Context())
+	out := &counted{w: w, control: http.NewResponseController(w)}
+	err := func() error {
+		h := w.Header()
+		h.Set("Content-Type", "application/octet-stream")
+		h.Set("Content-Disposition", fmt.Sprintf("attachment; filename=%q", id+"."+string(f)))
+		h.Set("Cache-Control", "no-store")
+		if f == engine.FormatRaw {
+			h.Set("Content-Length", strconv.FormatInt(image.SizeBytes(), 10))
+		}
+		if r.Method == http.MethodHead {
+			return nil
+		}
+		if err := image.WriteTo(r.Context(), out, f); err != nil {
+			return err
+		}
+		if f == engine.FormatRaw && out.n != image.SizeBytes() {
+			return errs.New(errs.Internal, "the export of %s has %d bytes instead of %d", id, out.n, image.SizeBytes())
+		}
+		return nil
+	}()
+	err = errors.Join(err, image.Close())
+	if err == nil {
+		return
+	}
+	if out.n == 0 && r.Method != http.MethodHead {
+		writeError(w, r, err)
+		return
+	}
+	req.err = err
+	panic(http.ErrAbortHandler)
+}
+
+// counted counts bytes and gives each write its own deadline.
+type counted struct {
+	w       io.Writer
+	control *http.ResponseController
+	n       int64
+}
+
+func (c *counted) Write(p []byte) (int, error) {
+	// Not every ResponseWriter (a test's recorder) has deadlines.
+	_ = c.control.SetWriteDeadline(time.Now().Add(stallTimeout))
+	n, err := c.w.Write(p)
+	c.n += int64(n)
+	return n, err
+}
+
+// events streams the zone's jobs as they change status: hb first and then
+// regularly, message for each change.
+func (a *api) events(_ context.Context, in *Zoned) (*streamOutput, error) {
+	return &streamOutput{Body: func(c huma.Context) {
+		r, w := humago.Unwrap(c)
+		h := w.Header()
+		h.Set("Content-Type", "text/event-stream")
+		h.Set("Cache-Control", "no-store")
+		h.Set("X-Accel-Buffering", "no") // proxies must not collect events
+		if r.Method == http.MethodHead {
+			return
+		}
+		if err := a.sendEvents(r.Context(), w, in.Zone); err != nil {
+			requestOf(r.Context()).err = err
+		}
+	}}, nil
+}
+
+// sendEvents returns when the client left, the server stops, or the service
+// closes the subscription.
+func (a *api) sendEvents(ctx context.Context, w http.ResponseWriter, zone string) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	jobs := a.service.Subscribe(ctx) // before the first hb: who saw it misses nothing
+	beat := time.NewTicker(a.heartbeat)
+	defer beat.Stop()
+	control := http.NewResponseController(w)
+	send := func(event string) error {
+		// Not every ResponseWriter (a test's recorder) has deadlines.
+		_ = control.SetWriteDeadline(time.Now().Add(stallTimeout))
+		if _, err := io.WriteString(w, event); err != nil {
+			return err
+		}
+		return control.Flush()
+	}
+	const heartbeat = "event:hb\ndata:\n\n"
+	if err := send(heartbeat); err != nil {
+		return err
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-stopping(ctx):
+			return nil
+		case <-beat.C:
+			if err := send(heartbeat); err != nil {
+				return err
+			}
+		case j, open := <-jobs:
+			if !open {
+				return nil
+			}
+			if j.Zone != zone {
+				continue
+			}
+			data, err := json.Marshal(newJobObject(j))
+			if err != nil {
+				return err
+			}
+			if err := send("event:message\ndata:" + string(data) + "\n\n"); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+func (a *api) registerStreams() {
+	register(a, call{http.MethodGet, exportVolumePath, "exportVolume", "volumes", "Stream a volume's content", 0}, a.exportVolume)
+	register(a, call{http.MethodGet, exportSnapshotPath, "exportSnapshot", "volume_snapshots", "Stream a point's content", 0}, a.exportSnapshot)
+	register(a, call{http.MethodGet, eventPath, "streamEvents", "jobs", "Server-sent events: hb, and message with a job at each change of its status", 0}, a.events)
+	paths := a.huma.OpenAPI().Paths
+	binary := &huma.Schema{Type: huma.TypeString, Format: "binary"}
+	for _, path := range []string{exportVolumePath, exportSnapshotPath} {
+		paths[path].Get.Responses["200"].Content = map[string]*huma.MediaType{"application/octet-stream": {Schema: binary}}
+	}
+	paths[eventPath].Get.Responses["200"].Content = map[string]*huma.MediaType{"text/event-stream": {Schema: &huma.Schema{Type: huma.TypeString}}}
+}
+
+// documentUpload says that a call's body is a raw stream.
+func (a *api) documentUpload(path string) {
+	a.huma.OpenAPI().Paths[path].Post.RequestBody = &huma.RequestBody{
+		Description: "the volume's content", Required: true,
+		Content: map[string]*huma.MediaType{"application/octet-stream": {Schema: &huma.Schema{Type: huma.TypeString, Format: "binary"}}},
+	}
+}
