@@ -1,0 +1,219 @@
+package engine
+
+import (
+	"bytes"
+	"errors"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+
+	"cairn/internal/blobstore"
+	"cairn/internal/blobstore/faulty"
+	"cairn/internal/blobstore/mem"
+	"cairn/internal/errs"
+)
+
+func countBlobs(n *int) func(blobstore.Info) error {
+	return func(blobstore.Info) error {
+		*n++
+		return nil
+	}
+}
+
+// A capture is cut off at every durable operation, done or not done; the next
+// term takes over what is durable, deletes the rest and ends with the same
+// content.
+func TestCrashAtEveryDurableOperation(t *testing.T) {
+	content := make([]byte, 3<<20)
+	fill(rand.New(rand.NewPCG(3, 1)), content)
+	v := newVolume(4 << 20)
+	if err := v.WriteAt(t.Context(), content, 5000); err != nil {
+		t.Fatal(err)
+	}
+	for _, whole := range []bool{false, true} {
+		for n := 1; !crashOnce(t, v, n, whole); n++ {
+		}
+	}
+}
+
+// crashOnce reports whether the capture had fewer than n durable operations.
+func crashOnce(t *testing.T, v *memVolume, n int, whole bool) (done bool) {
+	st := mem.New()
+	f := faulty.New(st, nil)
+	r := newRigOn(t, f)
+	f.SetPlan(faulty.Crash(n, whole))
+	reg := newRegistry()
+	s, err := r.e.OpenSession(t.Context(), "job", 1, reg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = s.Capture(t.Context(), r.spec(v, nil), nil)
+	s.Close()
+	if err == nil {
+		return true
+	}
+	if !errors.Is(err, faulty.ErrInjected) {
+		t.Fatalf("operation %d: %v", n, err)
+	}
+	r.store = st
+	r.reopen()
+	if s, err = r.e.OpenSession(t.Context(), "job", 2, reg); err != nil {
+		t.Fatal(err)
+	}
+	c, err := s.Capture(t.Context(), r.spec(v, nil), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.commit(s, reg)
+	s.Close()
+	if got, err := r.export(c.Ref); err != nil || !bytes.Equal(got, v.bytes()) {
+		t.Fatalf("operation %d: the adopted session's point is wrong (%v)", n, err)
+	}
+	r.scrub(c.Ref)
+	count, want := 0, 2 // the header
+	if err := r.e.r.Blobs(t.Context(), countBlobs(&count)); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range reg.packs {
+		pr, err := p.repo()
+		if err != nil {
+			t.Fatal(err)
+		}
+		want += len(pr.Pack.Copies())
+	}
+	if count != want {
+		t.Fatalf("operation %d: %d blobs are there, %d are registered", n, count, want)
+	}
+	return false
+}
+
+// A read that fails says so; it is never taken for damage or for zeros.
+func TestReadFailsAtEveryCall(t *testing.T) {
+	f := faulty.New(mem.New(), nil)
+	r := newRigOn(t, f)
+	v := newVolume(4 << 20)
+	b := make([]byte, 3<<20)
+	fill(rand.New(rand.NewPCG(10, 1)), b)
+	if err := v.WriteAt(t.Context(), b, 0); err != nil {
+		t.Fatal(err)
+	}
+	c := r.take(v, nil)
+	for n := 1; ; n++ {
+		r.reopen()
+		f.SetPlan(faulty.From(n, faulty.Any, faulty.FailBefore))
+		got, err := r.export(c.Ref)
+		f.SetPlan(nil)
+		if err == nil {
+			if !bytes.Equal(got, v.bytes()) {
+				t.Fatal("wrong without an error")
+			}
+			if n < 10 {
+				t.Fatalf("only %d reads", n)
+			}
+			return
+		}
+		if !errors.Is(err, faulty.ErrInjected) || errs.Is(err, errs.Corrupt) {
+			t.Fatalf("read %d: %v", n, err)
+		}
+	}
+}
+
+// Every blob in turn is flipped, cut, removed or swapped with another: scrub
+// names it, a point that has a second copy still reads, and nothing ever reads
+// back wrong.
+func TestEveryDamageIsNoticed(t *testing.T) {
+	ctx := t.Context()
+	st := mem.New()
+	r := newRigOn(t, st)
+	rng := rand.New(rand.NewPCG(9, 1))
+	v := newVolume(12 << 20)
+	b := make([]byte, 10<<20)
+	fill(rng, b)
+	for i := 0; i < len(b); i += 3 << 20 {
+		clear(b[i : i+1<<20])
+	}
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(v.WriteAt(ctx, b, 0))
+	one, wantOne := r.take(v, nil), v.bytes()
+	must(v.WriteAt(ctx, []byte("a few bytes"), 123456))
+	two, wantTwo := r.take(v, &one.Ref), v.bytes()
+	blobs := map[string][]byte{}
+	must(st.List(ctx, "", func(i blobstore.Info) error {
+		buf := make([]byte, i.Size)
+		_, err := st.ReadAt(ctx, i.Name, buf, 0)
+		blobs[i.Name] = buf
+		return err
+	}))
+	names := slices.Sorted(maps.Keys(blobs))
+	cases := 0
+	for n, name := range names {
+		for what, blob := range damages(rng, blobs[name], blobs[names[(n+1)%len(names)]]) {
+			if bytes.Equal(blob, blobs[name]) {
+				continue // the second copy of the same blob
+			}
+			cases++
+			hurt := st.Clone()
+			if blob == nil {
+				must(hurt.Delete(ctx, name))
+			} else {
+				must(hurt.Damage(name, func([]byte) []byte { return blob }))
+			}
+			r.store = hurt
+			r.reopen()
+			single := strings.HasPrefix(name, "data/")
+			readsRightOrFails(t, r, name+" "+what, !single, map[PointRef][]byte{one.Ref: wantOne, two.Ref: wantTwo})
+			if strings.HasPrefix(name, "header/") && blob == nil {
+				continue // written anew when the repository was opened
+			}
+			rep, err := r.e.Scrub(ctx, []PointRef{one.Ref, two.Ref}, slices.Collect(maps.Values(r.packs)), nil)
+			must(err)
+			if !slices.ContainsFunc(rep.Damage, func(d Damage) bool { return d.Blob == name }) {
+				t.Errorf("%s %s: scrub does not name it: %+v", name, what, rep.Damage)
+			}
+			if !single && len(rep.DamagedPoint) > 0 {
+				t.Errorf("%s %s: points %v are called damaged, but a second copy is there", name, what, rep.DamagedPoint)
+			}
+		}
+	}
+	t.Logf("%d damages of %d blobs", cases, len(names))
+	r.store = st
+	r.reopen()
+	r.scrub(one.Ref, two.Ref)
+}
+
+// damages lists ways in which a blob may be wrong. nil: missing.
+func damages(rng *rand.Rand, blob, other []byte) map[string][]byte {
+	flip := func(i int) []byte {
+		b := bytes.Clone(blob)
+		b[i] ^= 1 << rng.IntN(8)
+		return b
+	}
+	out := map[string][]byte{
+		"missing": nil, "swapped": other, "empty": {}, "cut": blob[:len(blob)/2], "longer": append(bytes.Clone(blob), 0),
+		"first byte": flip(0), "last byte": flip(len(blob) - 1), "middle": flip(len(blob) / 2), "header": flip(min(100, len(blob)-1)),
+		"record": flip(min(120, len(blob)-1)), "somewhere": flip(rng.IntN(len(blob))),
+	}
+	return out
+}
+
+func readsRightOrFails(t *testing.T, r *rig, what string, mustRead bool, points map[PointRef][]byte) {
+	t.Helper()
+	for ref, want := range points {
+		got, err := r.export(ref)
+		switch {
+		case err == nil && !bytes.Equal(got, want):
+			t.Errorf("%s: %s reads back wrong without an error", what, ref.Snapshot)
+		case err != nil && mustRead:
+			t.Errorf("%s: %s cannot be read: %v", what, ref.Snapshot, err)
+		case err != nil && !errs.Is(err, errs.Corrupt):
+			t.Errorf("%s: %s fails, but not as damage: %v", what, ref.Snapshot, err)
+		}
+	}
+}

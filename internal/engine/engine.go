@@ -1,0 +1,79 @@
+package engine
+
+import (
+	"context"
+	"encoding/hex"
+	"fmt"
+	"runtime"
+
+	"cairn/internal/repo"
+)
+
+// Config bounds what an Engine uses.
+type Config struct {
+	Workers int // goroutines that hash and compress, or decode; 0: one per core
+}
+
+// Engine moves bytes between volumes and one repository.
+type Engine struct {
+	r       *repo.Repo
+	workers int
+}
+
+// New makes an Engine.
+func New(r *repo.Repo, c Config) *Engine {
+	if c.Workers <= 0 {
+		c.Workers = runtime.GOMAXPROCS(0)
+	}
+	return &Engine{r: r, workers: c.Workers}
+}
+
+// pack is the point's pack, and its content hash if the caller knows it.
+func (p PointRef) pack() (repo.Pack, repo.ID, error) {
+	var content repo.ID
+	id, err := parsePack(p.Pack)
+	if err != nil {
+		return repo.Pack{}, content, fmt.Errorf("point %s: %w", p.Snapshot, err)
+	}
+	if p.Hash != "" {
+		b, err := hex.DecodeString(p.Hash)
+		if err != nil || len(b) != len(content) {
+			return repo.Pack{}, content, fmt.Errorf("point %s: manifest hash %q is not 64 hex digits", p.Snapshot, p.Hash)
+		}
+		copy(content[:], b)
+	}
+	return repo.PointPack(p.Snapshot, id), content, nil
+}
+
+func parsePack(s string) (id repo.PackID, err error) {
+	b, err := hex.DecodeString(s)
+	if err != nil || len(b) != len(id) {
+		return id, fmt.Errorf("pack id %q is not 32 hex digits", s)
+	}
+	copy(id[:], b)
+	return id, nil
+}
+
+// manifest reads a point's manifest.
+func (e *Engine) manifest(ctx context.Context, p PointRef) (*repo.Manifest, error) {
+	pk, content, err := p.pack()
+	if err != nil {
+		return nil, err
+	}
+	m, err := e.r.ReadManifest(ctx, pk, content)
+	if err != nil {
+		return nil, fmt.Errorf("read the manifest of %s: %w", p.Snapshot, err)
+	}
+	return m, nil
+}
+
+// VerifyReadable checks that a point's manifest and the root of its tree are
+// there and whole, so that an increment can build on it.
+func (e *Engine) VerifyReadable(ctx context.Context, p PointRef) error {
+	m, err := e.manifest(ctx, p)
+	if err != nil || m.Root.Ref.IsZero() {
+		return err
+	}
+	_, err = e.r.LoadNode(ctx, m.Root.Ref, m.Root.Level)
+	return err
+}

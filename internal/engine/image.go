@@ -1,0 +1,279 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"golang.org/x/sync/errgroup"
+
+	"cairn/internal/engine/qcow2"
+	"cairn/internal/errs"
+	"cairn/internal/extent"
+	"cairn/internal/repo"
+	"cairn/internal/volume"
+)
+
+// content is what an export reads: a point of the repository or a frozen
+// volume.
+type content interface {
+	Size() int64
+	// Data is the first range at or after off that may hold anything but
+	// zeros, or io.EOF.
+	Data(ctx context.Context, off int64) (extent.Range, error)
+	ReadAt(ctx context.Context, buf []byte, off int64) error
+}
+
+// image streams a content. open makes a content for one more goroutine.
+type image struct {
+	size    int64
+	workers int
+	open    func() (content, func(), error)
+}
+
+// OpenImage opens a point for streaming out.
+func (e *Engine) OpenImage(ctx context.Context, ref PointRef) (Image, error) {
+	m, err := e.manifest(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	return &image{size: m.SizeBytes, workers: e.workers, open: func() (content, func(), error) {
+		x, err := e.r.NewReader()
+		if err != nil {
+			return nil, nil, err
+		}
+		return &point{e: e, m: m, x: x}, x.Close, nil
+	}}, nil
+}
+
+// SourceImage streams a frozen volume out.
+func (e *Engine) SourceImage(_ context.Context, src volume.Source) (Image, error) {
+	return &image{size: src.Size(), workers: e.workers, open: func() (content, func(), error) {
+		return src, func() {}, nil
+	}}, nil
+}
+
+func (i *image) SizeBytes() int64 { return i.size }
+
+func (i *image) Close() error { return nil }
+
+func (i *image) WriteTo(ctx context.Context, w io.Writer, format Format) error {
+	switch format {
+	case FormatRaw:
+		return i.raw(ctx, w)
+	case FormatQcow2:
+		c, done, err := i.open()
+		if err != nil {
+			return err
+		}
+		defer done()
+		return qcow2.Write(ctx, w, c)
+	}
+	return errs.New(errs.Invalid, "%q is no export format; say %s or %s", format, FormatRaw, FormatQcow2)
+}
+
+// piece is one leaf's span on its way out.
+type piece struct {
+	off  int64
+	buf  []byte
+	done chan struct{}
+}
+
+// raw streams in order; leaves are read and decoded ahead by several workers.
+func (i *image) raw(ctx context.Context, w io.Writer) error {
+	g, ctx := errgroup.WithContext(ctx)
+	inFlight := i.workers + 2
+	bufs := make(chan []byte, inFlight)
+	for range inFlight {
+		bufs <- make([]byte, leafSize)
+	}
+	todo := make(chan *piece)
+	order := make(chan *piece, inFlight)
+	g.Go(func() error {
+		defer close(todo)
+		defer close(order)
+		return i.pieces(ctx, bufs, todo, order)
+	})
+	for range i.workers {
+		g.Go(func() error {
+			c, done, err := i.open()
+			if err != nil {
+				return err
+			}
+			defer done()
+			for p := range todo {
+				if err := c.ReadAt(ctx, p.buf, p.off); err != nil {
+					return err
+				}
+				close(p.done)
+			}
+			return nil
+		})
+	}
+	g.Go(func() error { return writePieces(ctx, w, order, bufs) })
+	return g.Wait()
+}
+
+func (i *image) pieces(ctx context.Context, bufs chan []byte, todo, order chan<- *piece) error {
+	for off := int64(0); off < i.size; off += leafSize {
+		p := &piece{off: off, done: make(chan struct{})}
+		select {
+		case b := <-bufs:
+			p.buf = b[:min(leafSize, i.size-off)]
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		order <- p // never blocks: there are as many places as buffers
+		select {
+		case todo <- p:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return nil
+}
+
+func writePieces(ctx context.Context, w io.Writer, order <-chan *piece, bufs chan<- []byte) error {
+	for p := range order {
+		select {
+		case <-p.done:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		if _, err := w.Write(p.buf); err != nil {
+			return fmt.Errorf("write to the receiver: %w", err)
+		}
+		bufs <- p.buf[:cap(p.buf)]
+	}
+	return nil
+}
+
+// point reads a point of the repository as a flat volume. One goroutine.
+type point struct {
+	e *Engine
+	m *repo.Manifest
+	x *repo.Reader
+}
+
+func (p *point) Size() int64 { return p.m.SizeBytes }
+
+// errStop ends a walk early.
+var errStop = errors.New("found")
+
+func (p *point) Data(ctx context.Context, off int64) (extent.Range, error) {
+	var found extent.Range
+	first := off / chunkSize
+	err := p.e.r.Walk(ctx, p.m.Root, first, repo.Chunks(p.m.SizeBytes), nil, func(idx int64, n *repo.Node) error {
+		i := max(0, first-idx*fanout)
+		for i < fanout && n.Slots[i].IsZero() {
+			i++
+		}
+		if i == fanout {
+			return nil
+		}
+		end := i
+		for end < fanout && !n.Slots[end].IsZero() {
+			end++
+		}
+		start := max(off, (idx*fanout+i)*chunkSize)
+		found = extent.Range{Off: start, Len: min((idx*fanout+end)*chunkSize, p.m.SizeBytes) - start}
+		return errStop
+	})
+	if errors.Is(err, errStop) {
+		return found, nil
+	}
+	if err == nil {
+		err = io.EOF
+	}
+	return extent.Range{}, err
+}
+
+func (p *point) ReadAt(ctx context.Context, buf []byte, off int64) error {
+	if off < 0 || off+int64(len(buf)) > p.m.SizeBytes {
+		return fmt.Errorf("read %d bytes at %d of a point of %d bytes", len(buf), off, p.m.SizeBytes)
+	}
+	for len(buf) > 0 {
+		leaf := off / leafSize
+		node, err := p.e.r.Leaf(ctx, p.m.Root, leaf)
+		if err != nil {
+			return err
+		}
+		n := min(int64(len(buf)), (leaf+1)*leafSize-off)
+		if err := p.readLeaf(ctx, node, buf[:n], off-leaf*leafSize); err != nil {
+			return err
+		}
+		buf, off = buf[n:], off+n
+	}
+	return nil
+}
+
+// readLeaf fills buf from byte at of a leaf.
+func (p *point) readLeaf(ctx context.Context, node *repo.Node, buf []byte, at int64) error {
+	for len(buf) > 0 {
+		i, skip := at/chunkSize, at%chunkSize
+		n := min(int64(len(buf)), chunkSize-skip)
+		if node == nil || node.Slots[i].IsZero() {
+			clear(buf[:n])
+		} else {
+			chunk, err := p.x.Chunk(ctx, node.Slots[i])
+			if err != nil {
+				return err
+			}
+			copy(buf[:n], chunk[skip:])
+		}
+		buf, at = buf[n:], at+n
+	}
+	return nil
+}
+
+// ImportTo writes a raw stream of exactly size bytes to a target that reads
+// as zeros, leaves zero chunks as holes, and syncs. errs.Invalid: the stream
+// is shorter or longer.
+func (e *Engine) ImportTo(ctx context.Context, r io.Reader, size int64, target volume.Target, progress Progress) error {
+	buf := make([]byte, leafSize)
+	synced := int64(0)
+	for off := int64(0); off < size; {
+		if err := ctx.Err(); err != nil {
+			return context.Cause(ctx)
+		}
+		b := buf[:min(leafSize, size-off)]
+		if n, err := io.ReadFull(r, b); err != nil {
+			return errs.Wrap(errs.Invalid, err, "the stream ended after %d of %d bytes; send the whole image", off+int64(n), size)
+		}
+		if err := importRun(ctx, target, b, off); err != nil {
+			return err
+		}
+		off += int64(len(b))
+		if off-synced >= syncEvery || off == size {
+			if err := target.Sync(ctx); err != nil {
+				return fmt.Errorf("sync the imported volume: %w", err)
+			}
+			synced = off
+			if progress != nil {
+				progress(off, size)
+			}
+		}
+	}
+	if n, err := io.ReadFull(r, buf[:1]); n != 0 || !errors.Is(err, io.EOF) {
+		return errs.Wrap(errs.Invalid, err, "the stream is longer than the %d bytes it was said to have; give its exact size", size)
+	}
+	return nil
+}
+
+// importRun writes the chunks of b that are not all zeros, neighbours together.
+func importRun(ctx context.Context, target volume.Target, b []byte, off int64) error {
+	for i := 0; i < len(b); {
+		end := i
+		for end < len(b) && !repo.AllZero(b[end:min(end+chunkSize, len(b))]) {
+			end = min(end+chunkSize, len(b))
+		}
+		if end > i {
+			if err := target.WriteAt(ctx, b[i:end], off+int64(i)); err != nil {
+				return err
+			}
+		}
+		i = end + chunkSize
+	}
+	return nil
+}

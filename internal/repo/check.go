@@ -1,0 +1,224 @@
+package repo
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"cairn/internal/blobstore"
+	"cairn/internal/repo/addr"
+	"cairn/internal/repo/pack"
+	"cairn/internal/repo/tree"
+)
+
+// This file holds what scrub needs: whole blobs checked afresh, past every
+// cache.
+
+// BlobBytes is the size of a pack with all its copies.
+func (r *Repo) BlobBytes(ctx context.Context, p Pack) (int64, error) {
+	var n int64
+	for _, name := range p.Copies() {
+		info, err := r.store.Stat(ctx, name)
+		if err != nil {
+			return 0, fmt.Errorf("look up blob %s: %w", name, err)
+		}
+		n += info.Size
+	}
+	return n, nil
+}
+
+// ParseBlob tells what a blob's name stands for. ok=false: no blob of a
+// repository has that name. header: a header, whose pack is empty.
+func ParseBlob(name string) (p Pack, header, ok bool) {
+	if strings.HasPrefix(name, "header/") {
+		return Pack{}, true, true
+	}
+	dir, rest, _ := strings.Cut(name, "/")
+	base := strings.TrimSuffix(strings.TrimSuffix(rest, ".a"), ".b")
+	var err error
+	switch dir {
+	case "data", "node":
+		p.Kind = addr.Data
+		if dir == "node" {
+			p.Kind = addr.Node
+		}
+		_, hex, _ := strings.Cut(base, "/")
+		p.ID, err = addr.ParsePackID(hex)
+	case "point":
+		var hex string
+		p.Kind = addr.Point
+		p.Snapshot, hex, _ = strings.Cut(base, ".")
+		p.ID, err = addr.ParsePackID(hex)
+	default:
+		return p, false, false
+	}
+	if err != nil {
+		return p, false, false
+	}
+	for _, c := range p.Copies() {
+		if c == name {
+			return p, false, true
+		}
+	}
+	return p, false, false
+}
+
+// Blobs lists every blob of the store.
+func (r *Repo) Blobs(ctx context.Context, fn func(blobstore.Info) error) error {
+	if err := r.store.List(ctx, "", fn); err != nil {
+		return fmt.Errorf("list the repository: %w", err)
+	}
+	return nil
+}
+
+// ErrGone says that a blob was deleted since it was listed.
+var ErrGone = errors.New("the blob is gone")
+
+// Counts says what a checked blob held.
+type Counts struct {
+	Chunks, Nodes int64
+	Bytes         int64
+}
+
+// CheckBlob reads a blob whole and checks every bit of it: checksums, keys,
+// that each record decodes, and each chunk, node and manifest against its id.
+// A finding is what damage is; err is "could not tell" or ErrGone.
+func (x *Reader) CheckBlob(ctx context.Context, info blobstore.Info) (c Counts, finding, err error) {
+	p, header, ok := ParseBlob(info.Name)
+	if !ok {
+		return c, fmt.Errorf("%w: no blob of a repository has this name", pack.ErrDamaged), nil
+	}
+	limit := int64(pack.MaxBlob)
+	if header {
+		limit = blobHeaderMax
+	}
+	blob, err := readSmall(ctx, x.r.store, info.Name, limit)
+	if errors.Is(err, blobstore.ErrNotFound) {
+		return c, nil, ErrGone
+	}
+	if err == nil {
+		c.Bytes = int64(len(blob))
+		err = x.checkBytes(p, header, blob, &c)
+	}
+	if err != nil && !isDamage(err) {
+		return c, nil, err
+	}
+	return c, err, nil
+}
+
+func (x *Reader) checkBytes(p Pack, header bool, blob []byte, c *Counts) error {
+	if header {
+		if err := x.r.header.Verify(x.r.master, blob); err != nil {
+			return fmt.Errorf("%w: %w", pack.ErrDamaged, err)
+		}
+		return nil
+	}
+	return x.r.sealer.Check(p, blob, func(_ pack.Entry, rec pack.Record) error {
+		if err := x.decode(rec); err != nil {
+			return err
+		}
+		switch rec.Kind {
+		case pack.Frame:
+			for i, id := range rec.IDs {
+				c.Chunks++
+				if x.chunks.ID(x.plain[i*ChunkSize:(i+1)*ChunkSize]) != id {
+					return fmt.Errorf("%w: chunk %d of record %d does not match its id", pack.ErrDamaged, i, rec.Slot)
+				}
+			}
+		case pack.NodeRec:
+			c.Nodes++
+			return x.checkNode(rec.IDs[0])
+		case pack.Manifest:
+			if x.mans.ID(x.plain) != rec.IDs[0] {
+				return fmt.Errorf("%w: the manifest does not match its id", pack.ErrDamaged)
+			}
+			_, err := DecodeManifest(x.plain)
+			return err
+		}
+		return nil
+	})
+}
+
+// checkNode checks the node in x.plain, whatever level it says it has.
+func (x *Reader) checkNode(want ID) error {
+	if len(x.plain) < 2 {
+		return fmt.Errorf("%w: it is empty", tree.ErrDamaged)
+	}
+	n, err := tree.Decode(x.plain, x.plain[1])
+	if err != nil {
+		return err
+	}
+	if n.Hash(x.nodes) != want {
+		return fmt.Errorf("%w: a node does not match its hash", tree.ErrDamaged)
+	}
+	return nil
+}
+
+// Checker checks trees against the sealed directories of the packs they name.
+// It remembers directories, not chunks, so its memory is bounded. One goroutine.
+type Checker struct {
+	r    *Repo
+	dirs *lru[PackID, *dirInfo]
+}
+
+type dirInfo struct {
+	err    error
+	frames map[uint32]pack.Entry
+}
+
+// NewChecker makes a Checker.
+func (r *Repo) NewChecker() *Checker {
+	return &Checker{r: r, dirs: newLRU[PackID, *dirInfo](4 * dirCache)}
+}
+
+// LoadNode reads a node past the cache.
+func (k *Checker) LoadNode(ctx context.Context, ref Ref, level uint8) (*Node, error) {
+	return k.r.readNode(ctx, ref, level)
+}
+
+// Slot checks that some copy of the pack that a chunk's slot names has the
+// chunk at that very place. finding is the damage.
+func (k *Checker) Slot(ctx context.Context, ref Ref) (finding, err error) {
+	d, ok := k.dirs.get(ref.Loc.Pack.ID)
+	if !ok {
+		d = &dirInfo{frames: make(map[uint32]pack.Entry)}
+		d.err = k.r.eachCopy(ref.Loc.Pack, func(blob string) error {
+			_, entries, err := k.r.directory(ctx, ref.Loc.Pack, blob)
+			for _, e := range entries {
+				d.frames[e.Off] = e
+			}
+			return err
+		})
+		if d.err != nil && !isDamage(d.err) {
+			return nil, d.err
+		}
+		k.dirs.put(ref.Loc.Pack.ID, d)
+	}
+	if d.err != nil {
+		return d.err, nil
+	}
+	e, ok := d.frames[ref.Loc.Off]
+	if !ok || e.Len != ref.Loc.Len || e.Kind != pack.Frame || int(ref.Loc.Sub) >= len(e.IDs) || e.IDs[ref.Loc.Sub] != ref.ID {
+		return fmt.Errorf("%w: %s does not hold the chunk where the tree says", pack.ErrDamaged, ref.Loc.Pack.Blob()), nil
+	}
+	return nil, nil
+}
+
+// IsDamage tells missing or wrong bytes from an error that says nothing about
+// them, such as a store that does not answer.
+func IsDamage(err error) bool { return isDamage(err) }
+
+// Lacks lists the copies of a pack that the store does not have.
+func (r *Repo) Lacks(ctx context.Context, p Pack) ([]string, error) {
+	var out []string
+	for _, name := range p.Copies() {
+		_, err := r.store.Stat(ctx, name)
+		if errors.Is(err, blobstore.ErrNotFound) {
+			out = append(out, name)
+		} else if err != nil {
+			return nil, fmt.Errorf("look up blob %s: %w", name, err)
+		}
+	}
+	return out, nil
+}

@@ -1,0 +1,97 @@
+package repo
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+
+	"cairn/internal/repo/codec"
+	"cairn/internal/repo/pack"
+	"cairn/internal/repo/tree"
+)
+
+// The words for those who build trees.
+type (
+	// Slot is one chunk of a leaf that is being built.
+	Slot = tree.Slot
+	// Slots are a leaf's.
+	Slots = tree.Slots
+)
+
+// FrameChunks is how many neighbouring new chunks are compressed together:
+// four cost 5 % less space than one and read back in a fifth of a millisecond.
+const FrameChunks = 4
+
+// Frames compresses chunks and proves the result before it is stored. One
+// goroutine.
+type Frames struct {
+	codec   codec.Codec
+	encoded []byte
+	check   []byte
+}
+
+// NewFrames makes a frame maker. Close it.
+func NewFrames() (*Frames, error) {
+	c, err := codec.New()
+	if err != nil {
+		return nil, err
+	}
+	return &Frames{codec: c}, nil
+}
+
+// Close gives memory back.
+func (f *Frames) Close() { f.codec.Close() }
+
+// Add compresses plain, whose chunks have the ids, decodes it again, compares,
+// and stores it with w.
+func (f *Frames) Add(ctx context.Context, w *PointWriter, ids []ID, plain []byte) (*tree.Place, error) {
+	enc, err := f.codec.Encode(f.encoded, plain)
+	if err != nil {
+		return nil, err
+	}
+	f.encoded = enc
+	// Below 3 % the decoder's time is worth more than the space.
+	if len(enc) > len(plain)-len(plain)/32 {
+		return w.AddFrame(ctx, ids, pack.Stored, plain)
+	}
+	f.check = grow(f.check, len(plain))
+	if err := f.codec.Decode(f.check, enc); err != nil || !bytes.Equal(f.check, plain) {
+		return nil, fmt.Errorf("the compressor's output does not decode to its input (%d bytes); the memory or processor of this machine may be faulty: %w", len(plain), codec.ErrCorrupt)
+	}
+	return w.AddFrame(ctx, ids, pack.Zstd, enc)
+}
+
+// Run returns the contiguous bytes of chunks that lie one after the other in
+// one frame, each checked. The slice is the Reader's, valid until its next call.
+func (x *Reader) Run(ctx context.Context, refs []Ref) ([]byte, error) {
+	first, err := x.Chunk(ctx, refs[0])
+	if err != nil {
+		return nil, err
+	}
+	for _, ref := range refs[1:] {
+		if _, err := x.take(ref); err != nil {
+			return nil, err
+		}
+	}
+	start := int(refs[0].Loc.Sub) * ChunkSize
+	return x.plain[start : start+len(first)*len(refs)], nil
+}
+
+// Follows reports whether b is the chunk right behind a in a's frame.
+func Follows(a, b Ref) bool {
+	return a.Loc.Pack == b.Loc.Pack && a.Loc.Off == b.Loc.Off && a.Loc.Len == b.Loc.Len && a.Loc.Sub+1 == b.Loc.Sub
+}
+
+// Leaf loads the chunks idx*Fanout on of a tree; nil if all are zeros.
+func (r *Repo) Leaf(ctx context.Context, root Root, idx int64) (*Node, error) {
+	return tree.LeafAt(ctx, r, root, idx)
+}
+
+// Walk visits a tree; see tree.Walk.
+func (r *Repo) Walk(ctx context.Context, root Root, first, last int64,
+	enter func(ref Ref, level uint8, idx int64) (bool, error), leaf func(idx int64, n *Node) error) error {
+	return tree.Walk(ctx, r, root, first, last, enter, leaf)
+}
+
+// Span is the number of chunks that a node of the level covers.
+func Span(level uint8) int64 { return tree.Span(level) }

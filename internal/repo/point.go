@@ -1,0 +1,411 @@
+package repo
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	"cairn/internal/repo/addr"
+	"cairn/internal/repo/keys"
+	"cairn/internal/repo/pack"
+	"cairn/internal/repo/tree"
+)
+
+// smallPoint is the most that a point pack keeps beside its manifest, in bytes
+// as sealed. It is written twice and read whole with the manifest.
+const smallPoint = 128 << 10
+
+const (
+	nodeTarget = 4 << 20 // size at which a node pack is closed
+	packSlack  = 1 << 20 // directory, footer and the last record
+	// nodeRoom is the most a sealed node takes: 32 slots, and a pack table
+	// of 32 data or node packs (point packs' names are longer, but at most
+	// 30 of them, a chain, come together).
+	nodeRoom = 3 << 10
+)
+
+// PointWriter stores one point: frames from any number of goroutines, leaves
+// from one, then Finish. After an error the point is given up with Abort; what
+// was written stays registered and is deleted with the session.
+type PointWriter struct {
+	s        *Session
+	snapshot string
+	builder  *tree.Builder
+	mans     *keys.Hasher
+
+	puts   chan finished
+	putErr error         // the putter's; read after failed or done closed
+	failed chan struct{} // closed at the first failed put
+	done   chan struct{} // closed when the putter has ended
+
+	mu         sync.Mutex // guards what follows; before Session.mu
+	small      bool       // frames wait, nothing was placed yet
+	frames     []*frame   // waiting
+	frameBytes int        // sealed size of frames
+	nodes      []*node    // waiting, children before parents
+	nodeBytes  int        // sealed size of nodes
+	data       *pack.Builder
+	node       *pack.Builder
+	source     int64 // source bytes behind the open data pack
+	added      int64
+
+	reportMu sync.Mutex // one durable call at a time
+	durable  func(sourceBytes int64)
+}
+
+type frame struct {
+	place    *tree.Place
+	ids      []ID
+	encoding pack.Encoding
+	encoded  []byte
+}
+
+type node struct {
+	place *tree.Place
+	level uint8
+	id    ID
+	slots tree.Slots
+}
+
+// finished is a pack on its way to the store.
+type finished struct {
+	pack   Pack
+	blob   []byte
+	source int64
+	buffer bool // blob's memory goes back to the session
+}
+
+// PointConfig describes a point that is to be written.
+type PointConfig struct {
+	Snapshot  string
+	SizeBytes int64
+	Parent    *Root // tree to inherit from; nil: write every node
+	// Keep: leaves that are not given stay as in the parent; else zeros.
+	Keep bool
+	// Durable is told how many more source bytes are durable, by one
+	// goroutine at a time. May be nil.
+	Durable func(sourceBytes int64)
+}
+
+// NewPoint begins a point. ctx must last until Finish or Abort returns.
+func (s *Session) NewPoint(ctx context.Context, c PointConfig) (*PointWriter, error) {
+	w := &PointWriter{
+		s: s, snapshot: c.Snapshot, mans: s.r.master.Manifests(), small: true, durable: c.Durable,
+		puts: make(chan finished), failed: make(chan struct{}), done: make(chan struct{}),
+	}
+	if w.durable == nil {
+		w.durable = func(int64) {}
+	}
+	var err error
+	w.builder, err = tree.NewBuilder(s.r.master.Nodes(), s.r, w, Chunks(c.SizeBytes), c.Parent, c.Keep)
+	if err != nil {
+		return nil, fmt.Errorf("begin point %s: %w", c.Snapshot, err)
+	}
+	s.mu.Lock()
+	w.added, s.adopted = s.adopted, 0
+	s.mu.Unlock()
+	go w.putter(ctx)
+	return w, nil
+}
+
+// putter makes packs durable one after the other, in the order in which they
+// were finished: a node pack comes after the data packs that it names.
+func (w *PointWriter) putter(ctx context.Context) {
+	defer close(w.done)
+	for f := range w.puts {
+		if w.putErr == nil {
+			if w.putErr = w.s.put(ctx, f.pack, f.blob); w.putErr != nil {
+				close(w.failed)
+			} else {
+				w.report(f.source)
+			}
+		}
+		w.release(f)
+	}
+}
+
+// AddFrame stores 1 to 4 neighbouring chunks. encoded has been decoded and
+// compared by the caller; it is copied. The Place is filled at once or, for a
+// small point, at Finish.
+func (w *PointWriter) AddFrame(ctx context.Context, ids []ID, enc pack.Encoding, encoded []byte) (*tree.Place, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	f := &frame{place: &tree.Place{}, ids: ids, encoding: enc, encoded: encoded}
+	if w.small {
+		w.frameBytes += pack.RecordLen(len(ids), len(encoded))
+		if w.frameBytes+w.nodeBytes <= smallPoint {
+			f.encoded = append([]byte(nil), encoded...)
+			w.frames = append(w.frames, f)
+			return f.place, nil
+		}
+		if err := w.endSmall(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return f.place, w.placeFrame(ctx, f)
+}
+
+// endSmall sends the waiting frames to a data pack.
+func (w *PointWriter) endSmall(ctx context.Context) error {
+	w.small = false
+	for _, f := range w.frames {
+		if err := w.placeFrame(ctx, f); err != nil {
+			return err
+		}
+	}
+	w.frames = nil
+	return nil
+}
+
+func (w *PointWriter) placeFrame(ctx context.Context, f *frame) error {
+	need := pack.RecordLen(len(f.ids), len(f.encoded))
+	if w.data != nil && w.data.Size()+need > packTarget {
+		if err := w.closeData(ctx); err != nil {
+			return err
+		}
+	}
+	if w.data == nil {
+		buf, err := w.buffer(ctx)
+		if err != nil {
+			return err
+		}
+		w.data = w.s.r.sealer.NewBuilder(addr.Data, "", buf)
+	}
+	loc, err := w.data.Add(pack.Frame, f.encoding, f.ids, len(f.ids)*ChunkSize, f.encoded)
+	f.place.Loc = loc
+	return err
+}
+
+// buffer waits for memory for a data pack: this is what bounds the bytes in
+// flight.
+func (w *PointWriter) buffer(ctx context.Context) ([]byte, error) {
+	select {
+	case buf := <-w.s.buffers:
+		if buf == nil {
+			buf = make([]byte, 0, packTarget+packSlack)
+		}
+		return buf, nil
+	case <-w.failed:
+		return nil, w.putErr
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// closeData hands the open data pack to the putter.
+func (w *PointWriter) closeData(ctx context.Context) error {
+	if w.data == nil {
+		return nil
+	}
+	p := w.data
+	w.data = nil
+	blob, _ := p.Finish()
+	w.added += int64(len(blob))
+	f := finished{pack: p.Pack, blob: blob, source: w.source, buffer: true}
+	w.source = 0
+	return w.send(ctx, f)
+}
+
+func (w *PointWriter) send(ctx context.Context, f finished) error {
+	select {
+	case w.puts <- f:
+		return nil
+	case <-w.failed:
+		w.release(f)
+		return w.putErr
+	case <-ctx.Done():
+		w.release(f)
+		return context.Cause(ctx)
+	}
+}
+
+// release gives a data pack's memory back to the session.
+func (w *PointWriter) release(f finished) {
+	if f.buffer {
+		w.s.buffers <- f.blob
+	}
+}
+
+// Source counts bytes of the source that stand behind the frames added so far.
+// They are reported durable together with the pack that is open now.
+func (w *PointWriter) Source(n int64) {
+	w.mu.Lock()
+	w.source += n
+	idle := w.data == nil && !w.small
+	if idle {
+		n, w.source = w.source, 0
+	}
+	w.mu.Unlock()
+	if idle {
+		w.report(n)
+	}
+}
+
+func (w *PointWriter) report(n int64) {
+	w.reportMu.Lock()
+	defer w.reportMu.Unlock()
+	w.durable(n)
+}
+
+// Leaf sets the chunks from idx*Fanout on. Indices ascend. Every Late place
+// was given by AddFrame.
+func (w *PointWriter) Leaf(ctx context.Context, idx int64, slots *tree.Slots) error {
+	return w.builder.Leaf(ctx, idx, slots)
+}
+
+// PutNode takes a finished node from the builder (tree.Sink). Nodes wait as
+// long as they may still fit into the point pack.
+func (w *PointWriter) PutNode(ctx context.Context, level uint8, id ID, slots *tree.Slots) (*tree.Place, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	n := &node{place: &tree.Place{}, level: level, id: id, slots: *slots}
+	w.nodes = append(w.nodes, n)
+	w.nodeBytes += nodeRoom
+	if w.small && w.frameBytes+w.nodeBytes > smallPoint {
+		if err := w.endSmall(ctx); err != nil {
+			return nil, err
+		}
+	}
+	if w.nodeBytes <= smallPoint {
+		return n.place, nil
+	}
+	for _, n := range w.nodes {
+		if err := w.placeNode(ctx, n); err != nil {
+			return nil, err
+		}
+	}
+	w.nodes = w.nodes[:0]
+	return n.place, nil
+}
+
+// placeNode puts a node into the open node pack.
+func (w *PointWriter) placeNode(ctx context.Context, n *node) error {
+	if w.node == nil {
+		w.node = w.s.r.sealer.NewBuilder(addr.Node, "", make([]byte, 0, nodeTarget+packSlack))
+	}
+	if err := n.addTo(w.node); err != nil {
+		return err
+	}
+	if w.node.Size() < nodeTarget {
+		return nil
+	}
+	return w.closeNode(ctx)
+}
+
+// addTo seals the node; its children are placed.
+func (n *node) addTo(b *pack.Builder) error {
+	stored := &tree.Node{Level: n.level}
+	for i := range n.slots {
+		stored.Slots[i] = n.slots[i].Ref()
+	}
+	plain := stored.Encode()
+	loc, err := b.Add(pack.NodeRec, pack.Stored, []ID{n.id}, len(plain), plain)
+	n.place.Loc = loc
+	return err
+}
+
+// closeNode hands the open node pack to the putter, behind the data packs
+// that its nodes name.
+func (w *PointWriter) closeNode(ctx context.Context) error {
+	if w.node == nil {
+		return nil
+	}
+	if err := w.closeData(ctx); err != nil {
+		return err
+	}
+	p := w.node
+	w.node = nil
+	blob, _ := p.Finish()
+	w.added += int64(2 * len(blob))
+	return w.send(ctx, finished{pack: p.Pack, blob: blob})
+}
+
+// Point is a durable point.
+type Point struct {
+	Pack       Pack
+	Content    ID // content hash of the point pack
+	AddedBytes int64
+	Root       Root
+}
+
+// Finish closes the tree, waits for every pack, then writes the manifest: m
+// with Root and AddedBytes filled in. When it returns, everything is durable.
+func (w *PointWriter) Finish(ctx context.Context, m *Manifest) (Point, error) {
+	level, root, err := w.builder.Finish(ctx)
+	if err != nil {
+		return Point{}, w.give(err)
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.small {
+		err = w.closeData(ctx)
+		if err == nil {
+			err = w.closeNode(ctx)
+		}
+	}
+	close(w.puts)
+	<-w.done
+	if err := firstOf(w.putErr, err); err != nil {
+		return Point{}, err
+	}
+	p, err := w.putPoint(ctx, m, level, root)
+	if err != nil {
+		return Point{}, err
+	}
+	w.report(w.source)
+	return p, nil
+}
+
+func firstOf(errs ...error) error {
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// give ends the putter and returns err, or what the putter failed with.
+func (w *PointWriter) give(err error) error {
+	close(w.puts)
+	<-w.done
+	return firstOf(w.putErr, err)
+}
+
+// Abort ends the point after an error elsewhere. It waits for the putter.
+func (w *PointWriter) Abort() { w.give(nil) } //nolint:errcheck // the caller has the first error
+
+// putPoint writes the point pack: what is small enough to be kept with the
+// manifest, and the manifest.
+func (w *PointWriter) putPoint(ctx context.Context, m *Manifest, level uint8, root tree.Slot) (Point, error) {
+	b := w.s.r.sealer.NewBuilder(addr.Point, w.snapshot, nil)
+	for _, f := range w.frames {
+		loc, err := b.Add(pack.Frame, f.encoding, f.ids, len(f.ids)*ChunkSize, f.encoded)
+		if err != nil {
+			return Point{}, err
+		}
+		f.place.Loc = loc
+		w.s.disown(f.ids)
+	}
+	for _, n := range w.nodes {
+		if err := n.addTo(b); err != nil {
+			return Point{}, err
+		}
+	}
+	m.Root = Root{Level: level, Ref: root.Ref()}
+	m.AddedBytes = 0
+	size := b.SizeWith(1, len(m.Encode()))
+	m.AddedBytes = w.added + int64(2*size)
+	plain := m.Encode()
+	if _, err := b.Add(pack.Manifest, pack.Stored, []ID{w.mans.ID(plain)}, len(plain), plain); err != nil {
+		return Point{}, err
+	}
+	blob, content := b.Finish()
+	if len(blob) != size {
+		panic(fmt.Sprintf("point pack of %d bytes was foreseen with %d", len(blob), size))
+	}
+	if err := w.s.put(ctx, b.Pack, blob); err != nil {
+		return Point{}, err
+	}
+	return Point{Pack: b.Pack, Content: content, AddedBytes: m.AddedBytes, Root: m.Root}, nil
+}

@@ -1,0 +1,293 @@
+package repo
+
+import (
+	"bytes"
+	"context"
+	"crypto/cipher"
+	"errors"
+	"fmt"
+	"io"
+
+	"cairn/internal/blobstore"
+	"cairn/internal/errs"
+	"cairn/internal/repo/addr"
+	"cairn/internal/repo/codec"
+	"cairn/internal/repo/keys"
+	"cairn/internal/repo/pack"
+	"cairn/internal/repo/tree"
+)
+
+// Reader reads chunks and nodes, each checked against its id (I8). It keeps
+// the last frame, so chunks of one frame cost one read. One goroutine.
+type Reader struct {
+	r      *Repo
+	codec  codec.Codec
+	chunks *keys.Hasher
+	nodes  *keys.Hasher
+	mans   *keys.Hasher
+	sealed []byte
+	plain  []byte
+	frame  Loc // of what plain holds; zero: nothing
+	ids    []ID
+}
+
+// NewReader makes a Reader. Close it.
+func (r *Repo) NewReader() (*Reader, error) {
+	if x, ok := r.readers.Get().(*Reader); ok {
+		return x, nil
+	}
+	c, err := codec.New()
+	if err != nil {
+		return nil, err
+	}
+	return &Reader{r: r, codec: c, chunks: r.master.Chunks(), nodes: r.master.Nodes(), mans: r.master.Manifests()}, nil
+}
+
+// Close hands the Reader back for reuse.
+func (x *Reader) Close() {
+	x.frame = Loc{}
+	x.r.readers.Put(x)
+}
+
+// damage makes the error for bytes that are missing or wrong.
+func damage(what string, err error) error {
+	return errs.Wrap(errs.Corrupt, err, "%s is damaged in the repository; run scrub to learn what is affected", what)
+}
+
+// isDamage tells missing or wrong bytes from "could not tell".
+func isDamage(err error) bool {
+	return errors.Is(err, pack.ErrDamaged) || errors.Is(err, tree.ErrDamaged) || errors.Is(err, codec.ErrCorrupt) ||
+		errors.Is(err, blobstore.ErrNotFound) || errors.Is(err, io.ErrUnexpectedEOF)
+}
+
+// Chunk returns the chunk's 64 KiB. The slice is the Reader's and valid until
+// its next call. errs.Corrupt: missing or wrong in every copy.
+func (x *Reader) Chunk(ctx context.Context, ref Ref) ([]byte, error) {
+	if !x.holds(ref.Loc) {
+		if err := x.load(ctx, ref.Loc); err != nil {
+			return nil, err
+		}
+	}
+	return x.take(ref)
+}
+
+func (x *Reader) holds(l Loc) bool {
+	return x.frame.Len != 0 && x.frame.Pack == l.Pack && x.frame.Off == l.Off && x.frame.Len == l.Len
+}
+
+// take cuts a chunk out of the frame that is held and checks it.
+func (x *Reader) take(ref Ref) ([]byte, error) {
+	i := int(ref.Loc.Sub)
+	if i >= len(x.ids) || x.ids[i] != ref.ID {
+		return nil, damage("chunk "+ref.ID.String(), fmt.Errorf("%w: frame at %d of %s holds something else", pack.ErrDamaged, ref.Loc.Off, ref.Loc.Pack.Blob()))
+	}
+	b := x.plain[i*ChunkSize : (i+1)*ChunkSize]
+	if x.chunks.ID(b) != ref.ID {
+		return nil, damage("chunk "+ref.ID.String(), fmt.Errorf("%w: its bytes do not match its id, in %s", pack.ErrDamaged, ref.Loc.Pack.Blob()))
+	}
+	return b, nil
+}
+
+// load reads and decodes the frame at l, from the first copy that passes.
+func (x *Reader) load(ctx context.Context, l Loc) error {
+	x.frame = Loc{}
+	return x.r.eachCopy(l.Pack, func(blob string) error {
+		rec, err := x.record(ctx, l, blob)
+		if err != nil {
+			return err
+		}
+		if rec.Kind != pack.Frame {
+			return fmt.Errorf("%w: record at %d is no frame", pack.ErrDamaged, l.Off)
+		}
+		if err := x.decode(rec); err != nil {
+			return err
+		}
+		x.frame, x.ids = l, rec.IDs
+		return nil
+	})
+}
+
+// eachCopy runs try on each copy of a pack's blob until one passes. Damage in
+// all of them is errs.Corrupt; another error (could not tell) comes as it is.
+func (r *Repo) eachCopy(p Pack, try func(blob string) error) error {
+	var all []error
+	hard := false
+	for _, blob := range p.Copies() {
+		err := try(blob)
+		if err == nil {
+			return nil
+		}
+		all = append(all, fmt.Errorf("%s: %w", blob, err))
+		hard = hard || !isDamage(err)
+	}
+	err := errors.Join(all...)
+	if hard {
+		return fmt.Errorf("read %s pack %s: %w", p.Kind, p.ID, err)
+	}
+	return damage(p.Kind.String()+" pack "+p.ID.String(), err)
+}
+
+// record reads and opens the record at l from one blob.
+func (x *Reader) record(ctx context.Context, l Loc, blob string) (pack.Record, error) {
+	var none pack.Record
+	if l.Len < uint32(pack.RecordLen(1, 0)) || l.Len > pack.MaxPlain+uint32(pack.RecordLen(pack.MaxIDs, 0)) {
+		return none, fmt.Errorf("%w: a record cannot have %d bytes", pack.ErrDamaged, l.Len)
+	}
+	aead, err := x.r.cipher(ctx, l.Pack, blob)
+	if err != nil {
+		return none, err
+	}
+	x.sealed = grow(x.sealed, int(l.Len))
+	if _, err := x.r.store.ReadAt(ctx, blob, x.sealed, int64(l.Off)); err != nil {
+		return none, err
+	}
+	rec, err := pack.Open(aead, l.Pack.ID, x.sealed)
+	if err == nil && rec.Len != int(l.Len) {
+		err = fmt.Errorf("%w: the record at %d has %d bytes, not %d", pack.ErrDamaged, l.Off, rec.Len, l.Len)
+	}
+	return rec, err
+}
+
+// decode turns a record's encoded bytes into x.plain.
+func (x *Reader) decode(rec pack.Record) error {
+	x.plain = grow(x.plain, rec.PlainLen)
+	if rec.Encoding == pack.Zstd {
+		return x.codec.Decode(x.plain, rec.Encoded)
+	}
+	if len(rec.Encoded) != rec.PlainLen {
+		return fmt.Errorf("%w: record %d stores %d bytes, not %d", pack.ErrDamaged, rec.Slot, len(rec.Encoded), rec.PlainLen)
+	}
+	copy(x.plain, rec.Encoded)
+	return nil
+}
+
+func grow(b []byte, n int) []byte {
+	if cap(b) < n {
+		return make([]byte, n)
+	}
+	return b[:n]
+}
+
+// cipher returns the cipher of a pack's records.
+func (r *Repo) cipher(ctx context.Context, p Pack, blob string) (cipher.AEAD, error) {
+	if a, ok := r.ciphers.get(p.ID); ok {
+		return a, nil
+	}
+	var b [pack.HeaderSize]byte
+	if _, err := r.store.ReadAt(ctx, blob, b[:], 0); err != nil {
+		return nil, err
+	}
+	a, err := r.sealer.Key(p, b[:])
+	if err != nil {
+		return nil, err
+	}
+	r.ciphers.put(p.ID, a)
+	return a, nil
+}
+
+// LoadNode reads one node of a tree (tree.Loader).
+func (r *Repo) LoadNode(ctx context.Context, ref Ref, level uint8) (*Node, error) {
+	if n, ok := r.nodes.get(ref.ID); ok && n.Level == level {
+		return n, nil
+	}
+	n, err := r.readNode(ctx, ref, level)
+	if err != nil {
+		return nil, err
+	}
+	r.nodes.put(ref.ID, n)
+	return n, nil
+}
+
+// readNode reads a node past the cache.
+func (r *Repo) readNode(ctx context.Context, ref Ref, level uint8) (*Node, error) {
+	x, err := r.NewReader()
+	if err != nil {
+		return nil, err
+	}
+	defer x.Close()
+	var n *Node
+	err = r.eachCopy(ref.Loc.Pack, func(blob string) error {
+		rec, err := x.record(ctx, ref.Loc, blob)
+		if err != nil {
+			return err
+		}
+		n, err = x.node(rec, ref.ID, level)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return n, nil
+}
+
+// node decodes a node record and checks it against its hash.
+func (x *Reader) node(rec pack.Record, want ID, level uint8) (*Node, error) {
+	if rec.Kind != pack.NodeRec {
+		return nil, fmt.Errorf("%w: record %d is no node", pack.ErrDamaged, rec.Slot)
+	}
+	if err := x.decode(rec); err != nil {
+		return nil, err
+	}
+	n, err := tree.Decode(x.plain, level)
+	if err != nil {
+		return nil, err
+	}
+	if n.Hash(x.nodes) != want {
+		return nil, fmt.Errorf("%w: the node does not match its hash", tree.ErrDamaged)
+	}
+	return n, nil
+}
+
+// directory reads a pack's sealed directory from one blob.
+func (r *Repo) directory(ctx context.Context, p Pack, blob string) (pack.Footer, []pack.Entry, error) {
+	var f pack.Footer
+	info, err := r.store.Stat(ctx, blob)
+	if err != nil {
+		return f, nil, err
+	}
+	var tail [pack.FooterSize]byte
+	if _, err := r.store.ReadAt(ctx, blob, tail[:], max(0, info.Size-pack.FooterSize)); err != nil {
+		return f, nil, err
+	}
+	if f, err = pack.ParseFooter(p.ID, tail[:], info.Size); err != nil {
+		return f, nil, err
+	}
+	aead, err := r.cipher(ctx, p, blob)
+	if err != nil {
+		return f, nil, err
+	}
+	sealed := make([]byte, f.DirLen)
+	if _, err := r.store.ReadAt(ctx, blob, sealed, int64(f.DirOff)); err != nil {
+		return f, nil, err
+	}
+	entries, err := pack.OpenDirectory(aead, p.ID, f, sealed)
+	return f, entries, err
+}
+
+// IDs hashes chunks with the repository's key. One goroutine.
+type IDs struct{ h *keys.Hasher }
+
+// NewIDs makes a chunk hasher.
+func (r *Repo) NewIDs() *IDs { return &IDs{h: r.master.Chunks()} }
+
+// Of is the id of one chunk of exactly ChunkSize bytes; the zero ID if all
+// bytes are zero.
+func (i *IDs) Of(chunk []byte) ID {
+	if AllZero(chunk) {
+		return ID{}
+	}
+	return i.h.ID(chunk)
+}
+
+var zeros [addr.ChunkSize]byte
+
+// AllZero reports whether every byte of b is zero.
+func AllZero(b []byte) bool {
+	for len(b) > len(zeros) {
+		if !bytes.Equal(b[:len(zeros)], zeros[:]) {
+			return false
+		}
+		b = b[len(zeros):]
+	}
+	return bytes.Equal(b, zeros[:len(b)])
+}

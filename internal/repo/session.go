@@ -1,0 +1,275 @@
+package repo
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	"cairn/internal/repo/addr"
+	"cairn/internal/repo/index"
+	"cairn/internal/repo/tree"
+)
+
+// PackRecord is what the database is told of a pack.
+type PackRecord struct {
+	Pack  Pack
+	Bytes int64
+}
+
+// Recorder records packs durably before they are put (FORMAT.md §8). Any
+// error of Register fences the session: nothing more is written.
+type Recorder interface {
+	Register(ctx context.Context, p PackRecord) error
+	// Registered lists what the session registered so far, in this and in
+	// earlier terms.
+	Registered(ctx context.Context) ([]PackRecord, error)
+	Forget(ctx context.Context, packs []PackID) error
+}
+
+const (
+	packTarget  = 32 << 20
+	packBuffers = 2 // one is filled while the other is put
+	// claimCap bounds each of the two generations of the session's own ids
+	// (about 150 bytes each). Forgetting one costs space, never data.
+	claimCap = 64 << 10
+	dirCache = 32 // directories of packs that dedup hits were checked against
+)
+
+// Session is one job's writing. Its points share chunks.
+type Session struct {
+	r   *Repo
+	rec Recorder
+
+	buffers chan []byte // free memory for data packs
+
+	mu       sync.Mutex // guards what follows; a leaf of the lock order
+	young    map[ID]*Claim
+	old      map[ID]*Claim
+	packs    []Pack // durable data packs, for the index
+	adopted  int64  // bytes of packs taken over from an earlier term, not yet counted
+	verified *lru[PackID, map[uint32][]ID]
+}
+
+// Claim is one chunk's place in the session: Ready is closed once Place and
+// Sub are set. Place's Loc may be filled later still.
+type Claim struct {
+	Ready chan struct{}
+	Place *tree.Place
+	Sub   uint8
+}
+
+// NewSession begins or, after a crash, adopts a session: data packs that an
+// earlier term made durable become hits, all else of it is deleted.
+func (r *Repo) NewSession(ctx context.Context, rec Recorder) (*Session, error) {
+	s := &Session{
+		r: r, rec: rec, buffers: make(chan []byte, packBuffers),
+		young: make(map[ID]*Claim), old: make(map[ID]*Claim),
+		verified: newLRU[PackID, map[uint32][]ID](dirCache),
+	}
+	for range packBuffers {
+		s.buffers <- nil
+	}
+	have, err := rec.Registered(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list the session's packs: %w", err)
+	}
+	var drop []PackRecord
+	for _, p := range have {
+		ok, err := s.adopt(ctx, p)
+		if err != nil {
+			return nil, err
+		}
+		if !ok {
+			drop = append(drop, p)
+		}
+	}
+	if err := r.DeletePacks(ctx, drop); err != nil {
+		return nil, err
+	}
+	if len(drop) == 0 {
+		return s, nil
+	}
+	ids := make([]PackID, len(drop))
+	for i, p := range drop {
+		ids[i] = p.Pack.ID
+	}
+	if err := rec.Forget(ctx, ids); err != nil {
+		return nil, fmt.Errorf("forget dropped packs: %w", err)
+	}
+	return s, nil
+}
+
+// adopt takes a durable data pack's chunks as the session's own.
+func (s *Session) adopt(ctx context.Context, p PackRecord) (bool, error) {
+	if p.Pack.Kind != addr.Data {
+		return false, nil
+	}
+	_, entries, err := s.r.directory(ctx, p.Pack, p.Pack.Blob())
+	if isDamage(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("adopt pack %s: %w", p.Pack.ID, err)
+	}
+	ready := make(chan struct{})
+	close(ready)
+	for _, e := range entries {
+		place := &tree.Place{Loc: Loc{Pack: p.Pack, Off: e.Off, Len: e.Len}}
+		for i, id := range e.IDs {
+			s.insert(id, &Claim{Ready: ready, Place: place, Sub: uint8(i)})
+		}
+	}
+	s.packs = append(s.packs, p.Pack)
+	s.adopted += p.Bytes
+	return true, nil
+}
+
+// DeletePacks deletes every copy of the packs' blobs. Running it twice is
+// harmless. The caller knows that nothing refers to them.
+func (r *Repo) DeletePacks(ctx context.Context, packs []PackRecord) error {
+	for _, p := range packs {
+		for _, blob := range p.Pack.Copies() {
+			if err := r.store.Delete(ctx, blob); err != nil {
+				return fmt.Errorf("delete blob %s: %w", blob, err)
+			}
+		}
+	}
+	return nil
+}
+
+// insert adds a claim; the caller holds mu or is alone.
+func (s *Session) insert(id ID, c *Claim) {
+	if len(s.young) >= claimCap {
+		s.old, s.young = s.young, make(map[ID]*Claim, claimCap)
+	}
+	s.young[id] = c
+}
+
+// Find looks for a chunk: in this session, then in the index. mine says that
+// nobody has it: the caller stores it, then sets c.Place and c.Sub and closes
+// c.Ready, which is the ready it gave. Otherwise the chunk is at c (wait for
+// c.Ready) or, if c is nil, at loc.
+func (s *Session) Find(ctx context.Context, id ID, ready chan struct{}) (c *Claim, loc Loc, mine bool, err error) {
+	s.mu.Lock()
+	if c := s.young[id]; c != nil {
+		s.mu.Unlock()
+		return c, Loc{}, false, nil
+	}
+	if c := s.old[id]; c != nil {
+		s.insert(id, c)
+		s.mu.Unlock()
+		return c, Loc{}, false, nil
+	}
+	s.mu.Unlock()
+	var buf [4]index.Entry
+	for _, e := range s.r.idx.Lookup(id, buf[:0]) {
+		ok, err := s.verify(ctx, e)
+		if err != nil {
+			return nil, Loc{}, false, err
+		}
+		if ok {
+			return nil, Loc{Pack: Pack{Kind: addr.Data, ID: e.Pack}, Off: e.Offset, Len: e.Length, Sub: e.Sub}, false, nil
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c := s.young[id]; c != nil {
+		return c, Loc{}, false, nil
+	}
+	c = &Claim{Ready: ready}
+	s.insert(id, c)
+	return c, Loc{}, true, nil
+}
+
+// verify checks an index hit against the sealed directory of the pack it
+// names: the index is never believed. A pack that is gone or damaged is no hit.
+func (s *Session) verify(ctx context.Context, e index.Entry) (bool, error) {
+	frames, ok := s.verified.get(e.Pack)
+	if !ok {
+		p := Pack{Kind: addr.Data, ID: e.Pack}
+		_, entries, err := s.r.directory(ctx, p, p.Blob())
+		if err != nil && !isDamage(err) {
+			return false, fmt.Errorf("check a dedup hit in pack %s: %w", p.ID, err)
+		}
+		frames = make(map[uint32][]ID, len(entries))
+		for _, d := range entries {
+			frames[d.Off] = d.IDs
+		}
+		s.verified.put(e.Pack, frames)
+	}
+	ids := frames[e.Offset]
+	return int(e.Sub) < len(ids) && ids[e.Sub] == e.ID, nil
+}
+
+// put registers a pack, then makes all its copies durable.
+func (s *Session) put(ctx context.Context, p Pack, blob []byte) error {
+	if err := s.rec.Register(ctx, PackRecord{Pack: p, Bytes: int64(len(blob) * len(p.Copies()))}); err != nil {
+		return fmt.Errorf("register pack %s: %w", p.ID, err)
+	}
+	for _, name := range p.Copies() {
+		if err := s.r.store.Put(ctx, name, blob); err != nil {
+			return fmt.Errorf("put blob %s: %w", name, err)
+		}
+	}
+	if p.Kind == addr.Data {
+		s.mu.Lock()
+		s.packs = append(s.packs, p)
+		s.mu.Unlock()
+	}
+	return nil
+}
+
+// Committed tells the dedup index of the session's chunks, after its
+// transaction. Failing costs space only.
+func (s *Session) Committed(ctx context.Context) error {
+	s.mu.Lock()
+	packs := s.packs
+	s.packs = nil
+	s.mu.Unlock()
+	var batch []index.Entry
+	for _, p := range packs {
+		_, entries, err := s.r.directory(ctx, p, p.Blob())
+		if err != nil {
+			return fmt.Errorf("index pack %s: %w", p.ID, err)
+		}
+		for _, e := range entries {
+			for i, id := range e.IDs {
+				batch = append(batch, index.Entry{ID: id, Pack: p.ID, Offset: e.Off, Length: e.Len, Sub: uint8(i)})
+			}
+		}
+		if len(batch) >= 128<<10 {
+			if err := s.r.idx.Add(ctx, batch); err != nil {
+				return fmt.Errorf("add to the dedup index: %w", err)
+			}
+			batch = batch[:0]
+		}
+	}
+	if len(batch) == 0 {
+		return nil
+	}
+	if err := s.r.idx.Add(ctx, batch); err != nil {
+		return fmt.Errorf("add to the dedup index: %w", err)
+	}
+	return nil
+}
+
+// Close frees the session's memory. The database decides what becomes of what
+// it wrote.
+func (s *Session) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.young, s.old = nil, nil
+	s.verified.clear()
+	return nil
+}
+
+// disown forgets chunks that went into a point pack: only that point and
+// those below it may refer to them (FORMAT.md §6).
+func (s *Session) disown(ids []ID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, id := range ids {
+		delete(s.young, id)
+		delete(s.old, id)
+	}
+}
