@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -110,10 +109,13 @@ type actor struct {
 }
 
 // start runs a role until stop or the test's end.
-func start(t *testing.T, attr *syscall.SysProcAttr, role string, args ...string) *actor {
+func start(t *testing.T, role string, args ...string) *actor {
 	t.Helper()
-	cmd := command(t, role, args...)
-	cmd.SysProcAttr = attr
+	return begin(t, role, command(t, role, args...))
+}
+
+func begin(t *testing.T, role string, cmd *exec.Cmd) *actor {
+	t.Helper()
 	stdin, err := cmd.StdinPipe()
 	ok(t, err)
 	stdout, err := cmd.StdoutPipe()

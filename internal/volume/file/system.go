@@ -168,8 +168,10 @@ func sysOf(rdev uint64) string {
 // Format: Documentation/block/stat.rst, fields 7 and 14.
 func deviceWrites(st *unix.Stat_t) (sectors uint64, ok bool) {
 	dir := sysOf(st.Rdev)
-	for _, q := range []string{"queue/iostats", "../queue/iostats"} { // a disk's own; a partition's disk's
-		if on, err := os.ReadFile(filepath.Join(dir, q)); err == nil && strings.TrimSpace(string(on)) == "0" {
+	// A disk's own switch, a partition's disk's. Joined by hand: dir is a
+	// symbolic link, whose parent filepath.Join would get wrong.
+	for _, q := range []string{"/queue/iostats", "/../queue/iostats"} {
+		if on, err := os.ReadFile(dir + q); err == nil && strings.TrimSpace(string(on)) == "0" {
 			return 0, false
 		}
 	}

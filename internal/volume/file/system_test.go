@@ -69,11 +69,18 @@ func mount(t testing.TB, kind, device string, mkfs ...string) string {
 	need(t, "mkfs."+kind)
 	mustRun(t, "mkfs."+kind, append(mkfs, device)...)
 	dir := t.TempDir()
-	if out, err := run(t, "mount", "-t", kind, device, dir); err != nil {
-		t.Skipf("skipped: cannot mount %s: %v: %s", kind, err, out)
+	mountAt(t, dir, "-t", kind, device)
+	return dir
+}
+
+// mountAt mounts until the test ends.
+func mountAt(t testing.TB, dir string, args ...string) {
+	t.Helper()
+	need(t, "mount")
+	if out, err := run(t, "mount", append(args, dir)...); err != nil {
+		t.Skipf("skipped: cannot mount %v: %v: %s", args, err, out)
 	}
 	t.Cleanup(func() { mustRun(t, "umount", dir) })
-	return dir
 }
 
 // filesystem gives a folder on a filesystem of the kind; "": wherever
@@ -84,10 +91,8 @@ func filesystem(t testing.TB, kind string) string {
 	case "":
 		return t.TempDir()
 	case "tmpfs":
-		need(t)
 		dir := t.TempDir()
-		mustRun(t, "mount", "-t", "tmpfs", "-o", "size=64m", "none", dir)
-		t.Cleanup(func() { mustRun(t, "umount", dir) })
+		mountAt(t, dir, "-t", "tmpfs", "-o", "size=64m", "none")
 		return dir
 	}
 	need(t, "losetup", "mkfs."+kind)
@@ -95,7 +100,5 @@ func filesystem(t testing.TB, kind string) string {
 	flags := map[string][]string{"ext4": {"-q", "-F"}, "xfs": {"-q", "-f", "-m", "reflink=1"}, "btrfs": {"-q", "-f"}}
 	return mount(t, kind, device, flags[kind]...)
 }
-
-func reflinks(kind string) bool { return kind == "xfs" || kind == "btrfs" }
 
 func join(dir, name string) string { return filepath.Join(dir, name) }

@@ -45,16 +45,29 @@ func (d *disks) OpenTarget(ctx context.Context, s volume.Spec) (volume.Target, e
 		unitSize: zeroUnit,
 	}
 	if t.device {
-		err := g.control(func(fd int) error {
-			block, err := unix.IoctlGetInt(fd, unix.BLKSSZGET)
-			t.unitSize = max(t.unitSize, int64(uint32(block)))
-			return err
-		})
-		if err != nil {
-			return nil, errors.Join(ioFailure(s.ID, "examine", err), g.release())
+		if err := g.control(t.examine); err != nil {
+			return nil, errors.Join(err, g.release())
 		}
 	}
 	return t, nil
+}
+
+// examine asks a device what it is capable of. The kernel opens a read-only
+// device for writing without a word.
+func (t *target) examine(fd int) error {
+	readOnly, err := unix.IoctlGetUint32(fd, unix.BLKROGET)
+	if err != nil {
+		return ioFailure(t.id, "examine", err)
+	}
+	if readOnly != 0 {
+		return openFailure(t.id, unix.EROFS)
+	}
+	block, err := unix.IoctlGetUint32(fd, unix.BLKSSZGET)
+	if err != nil {
+		return ioFailure(t.id, "examine", err)
+	}
+	t.unitSize = max(t.unitSize, int64(block))
+	return nil
 }
 
 // may says why a change must not be tried.
