@@ -21,9 +21,9 @@ type Engine interface {
 	DiscardSession(ctx context.Context, packs []engine.PackRecord) error
 
 	// Restore makes target equal to the point; bytes past the point's size
-	// become zeros. fresh says that the target is known to be all zeros; the
-	// result is the same without it, only slower. It syncs before it returns.
-	Restore(ctx context.Context, ref engine.PointRef, target volume.Target, fresh bool, progress engine.Progress) (engine.Restored, error)
+	// become zeros. What is equal already is left alone, so running it twice
+	// is harmless. It syncs before it returns.
+	Restore(ctx context.Context, ref engine.PointRef, target volume.Target, progress engine.Progress) (engine.Restored, error)
 
 	// VerifyReadable checks that the point's manifest and root are there.
 	VerifyReadable(ctx context.Context, ref engine.PointRef) error

@@ -1,0 +1,286 @@
+package service
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"cairn/internal/chain"
+	"cairn/internal/errs"
+	"cairn/internal/job"
+	"cairn/internal/volume"
+)
+
+// applyParams is the input of an ApplySnapshots job.
+type applyParams struct {
+	Points  []chain.ID `json:"points"`
+	Volumes []string   `json:"volumes"` // the i-th is the i-th point's
+}
+
+// applyNotes says how far an apply is.
+type applyNotes struct {
+	Begun bool `json:"begun,omitempty"` // volumes may have been written to
+}
+
+// ApplySnapshots starts rolling each point's volume back in place.
+func (s *Service) ApplySnapshots(ctx context.Context, in SnapshotSet) (job.Job, error) {
+	ids, err := s.checkSnapshotSet(in)
+	if err != nil {
+		return job.Job{}, err
+	}
+	return s.submit(ctx, in.Origin, job.ApplySnapshots, func(tx Tx, j *job.Job) (any, error) {
+		params := applyParams{Points: ids}
+		taken := map[string]chain.ID{}
+		for _, id := range ids {
+			p, err := tx.Snapshot(in.Zone, id)
+			if err != nil {
+				return nil, err
+			}
+			if other := taken[p.ResourceID]; other != "" {
+				return nil, errs.New(errs.Invalid, "snapshots %s and %s are both of %s; apply one point per resource", other, id, p.ResourceID)
+			}
+			taken[p.ResourceID] = id
+		}
+		for _, id := range ids {
+			volumeID, err := s.checkApply(tx, in.Zone, id)
+			if err != nil {
+				return nil, err
+			}
+			params.Volumes = append(params.Volumes, volumeID)
+		}
+		j.ResourceIDs = ids
+		if err := tx.Pin(j.ID, ids...); err != nil {
+			return nil, err
+		}
+		if err := tx.Lock(j.ID, params.Volumes...); err != nil {
+			return nil, err
+		}
+		return params, changeVolumes(tx, params.Volumes, func(v *Volume) { v.Transition = "applying" })
+	})
+}
+
+// checkApply says why a point cannot be applied, or to which volume it goes.
+// A volume that holds a mixture passes: this is its way out.
+func (s *Service) checkApply(tx Tx, zone, id string) (volumeID string, err error) {
+	p, err := restorablePoint(tx, zone, id)
+	if err != nil {
+		return "", err
+	}
+	v, err := idleVolume(tx, zone, p.ResourceID)
+	if errs.Is(err, errs.NotFound) {
+		return "", errs.Wrap(errs.Conflict, err, "volume %s, of which %s was taken, is gone; make a new volume of the snapshot instead", p.ResourceID, id)
+	}
+	if err != nil {
+		return "", err
+	}
+	return v.ID, fits(p, v.ID, v.SizeBytes)
+}
+
+func fits(p Snapshot, volumeID string, size int64) error {
+	if p.VirtualSize > size {
+		return errs.New(errs.Conflict, "snapshot %s has %d bytes, more than the %d of volume %s; resize the volume first", p.ID, p.VirtualSize, size, volumeID)
+	}
+	return nil
+}
+
+// applyJob overwrites volumes with points. Before the first write it opens
+// all volumes, passes the point of no return and marks all of them as
+// mixtures; it may run any number of times from the top.
+type applyJob struct{ s *Service }
+
+// application is one term of an apply job.
+type application struct {
+	s       *Service
+	run     *job.Run
+	params  applyParams
+	notes   applyNotes
+	points  []Snapshot
+	volumes []Volume
+	targets []volume.Target // nil where not open
+}
+
+func (h applyJob) Do(ctx context.Context, run *job.Run) error {
+	a := &application{s: h.s, run: run}
+	if err := a.load(ctx); err != nil {
+		return err
+	}
+	defer a.close()
+	for i := range a.volumes {
+		// Once volumes were written, giving up costs a volume: be patient.
+		err := a.patiently(ctx, a.notes.Begun, func() error { return a.open(ctx, i) })
+		if err != nil {
+			return err
+		}
+	}
+	if err := a.begin(ctx); err != nil {
+		return err
+	}
+	m := &meter{run: run}
+	for _, v := range a.volumes {
+		m.totals = append(m.totals, v.SizeBytes)
+	}
+	for i, p := range a.points {
+		progress := m.part(i)
+		err := a.patiently(ctx, true, func() error {
+			if err := a.open(ctx, i); err != nil {
+				return err
+			}
+			done, err := a.s.engine.Restore(ctx, p.ref(), a.targets[i], progress)
+			if err != nil {
+				// What the target holds now is unknown, a failed sync above
+				// all: never go on with it.
+				a.closeOne(i)
+				return err
+			}
+			run.Log.Info("volume restored", "snapshot", p.ID, "volume", a.volumes[i].ID,
+				"written_bytes", done.WrittenBytes, "zeroed_bytes", done.ZeroedBytes, "equal_bytes", done.EqualBytes)
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if err := run.Flush(ctx); err != nil {
+		return err
+	}
+	return a.s.store.Update(ctx, a.end)
+}
+
+func (a *application) load(ctx context.Context) error {
+	if err := a.run.Params(&a.params); err != nil {
+		return err
+	}
+	if err := a.run.LoadState(&a.notes); err != nil {
+		return err
+	}
+	a.targets = make([]volume.Target, len(a.params.Volumes))
+	return a.s.store.View(ctx, func(tx Tx) (err error) {
+		if a.points, err = loadSnapshots(tx, a.params.Points); err != nil {
+			return err
+		}
+		a.volumes, err = loadVolumes(tx, a.params.Volumes)
+		return err
+	})
+}
+
+// open opens the i-th volume for writing if it is not open.
+func (a *application) open(ctx context.Context, i int) error {
+	if a.targets[i] != nil {
+		return nil
+	}
+	d, err := a.s.driver(a.volumes[i])
+	if err != nil {
+		return err
+	}
+	t, err := d.OpenTarget(ctx, a.volumes[i].spec())
+	if err != nil {
+		return err
+	}
+	a.targets[i] = t
+	return fits(a.points[i], a.volumes[i].ID, t.Size())
+}
+
+func (a *application) closeOne(i int) {
+	if a.targets[i] == nil {
+		return
+	}
+	// All that counts was synced, or is written again.
+	if err := a.targets[i].Close(); err != nil {
+		a.run.Log.Warn("close a volume", "volume", a.volumes[i].ID, "error", err)
+	}
+	a.targets[i] = nil
+}
+
+func (a *application) close() {
+	for i := range a.targets {
+		a.closeOne(i)
+	}
+}
+
+// begin passes the point of no return and marks the volumes, in this order:
+// a mark is a promise that the job goes on until the volume is whole.
+func (a *application) begin(ctx context.Context) error {
+	a.notes.Begun = true
+	if err := a.run.SaveState(ctx, a.notes, true); err != nil {
+		return err
+	}
+	return a.s.store.Update(ctx, func(tx Tx) error {
+		return changeVolumes(tx, a.params.Volumes, func(v *Volume) { v.MixedJob = a.run.ID() })
+	})
+}
+
+// end clears the marks, moves the heads and ends the job.
+func (a *application) end(tx Tx) error {
+	err := changeVolumes(tx, a.params.Volumes, func(v *Volume) { v.MixedJob, v.Transition = "", "" })
+	if err != nil {
+		return err
+	}
+	for _, p := range a.points {
+		if err := moveHead(tx, p.ResourceID, chain.HeadAfterApply(p.Point)); err != nil {
+			return err
+		}
+	}
+	return a.s.finish(tx, a.run, job.Outcome{Status: job.Successful})
+}
+
+// patiently tries again a few times if the error may pass and if asked to.
+func (a *application) patiently(ctx context.Context, again bool, try func() error) error {
+	const tries = 4
+	wait := a.s.retry
+	for n := 1; ; n++ {
+		err := try()
+		if err == nil || !again || n == tries || ctx.Err() != nil || !mayPass(err) {
+			return err
+		}
+		a.run.Log.Warn("apply stopped; trying again", "error", err, "after", wait)
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return errors.Join(ctx.Err(), err)
+		case <-timer.C:
+		}
+		wait *= 2
+	}
+}
+
+// mayPass reports whether waiting may help.
+func mayPass(err error) bool {
+	switch errs.KindOf(err) {
+	case errs.Busy, errs.Unavailable, errs.Full:
+		return true
+	}
+	return false
+}
+
+// Undo ends an apply that cannot go on. What was written stays written: the
+// volumes keep their mark and the job says so.
+func (h applyJob) Undo(ctx context.Context, run *job.Run, out job.Outcome) error {
+	var params applyParams
+	if err := run.Params(&params); err != nil {
+		return err
+	}
+	return h.s.store.Update(ctx, func(tx Tx) error {
+		volumes, err := loadVolumes(tx, params.Volumes)
+		if err != nil {
+			return err
+		}
+		var mixed []string
+		for _, v := range volumes {
+			if v.MixedJob == run.ID() {
+				mixed = append(mixed, v.ID)
+			}
+		}
+		if len(mixed) > 0 {
+			out.Info = fmt.Sprintf("%s; volume %s now holds a mixture of two states and is blocked: apply a snapshot to it again",
+				out.Info, strings.Join(mixed, ", "))
+			out.ErrorMessage = out.Info
+		}
+		if err := changeVolumes(tx, params.Volumes, func(v *Volume) { v.Transition = "" }); err != nil {
+			return err
+		}
+		return h.s.finish(tx, run, out)
+	})
+}

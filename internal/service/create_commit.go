@@ -1,0 +1,255 @@
+package service
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"cairn/internal/chain"
+	"cairn/internal/engine"
+	"cairn/internal/errs"
+	"cairn/internal/job"
+)
+
+// capture reads every volume into the repository, one after the other.
+func (c *creation) capture(ctx context.Context, session engine.Session) error {
+	m := &meter{run: c.run}
+	for _, src := range c.sources {
+		m.totals = append(m.totals, src.Size())
+	}
+	for i := range c.points {
+		got, err := c.captureOne(ctx, session, i, m.part(i))
+		if err != nil && !c.points[i].Full && errs.Is(err, errs.Corrupt) && ctx.Err() == nil {
+			// Damage deeper in the parent's tree than VerifyReadable looks.
+			c.run.Log.Error("the parent is damaged; taking a full", "snapshot", c.points[i].ID, "parent", c.points[i].ParentID, "error", err)
+			plan := unreadableParent(c.points[i].ParentID)
+			if err := c.replan(ctx, i, c.points[i].VirtualSize, plan); err != nil {
+				return err
+			}
+			got, err = c.captureOne(ctx, session, i, m.part(i))
+		}
+		if err != nil {
+			return err
+		}
+		c.run.Log.Info("volume captured", "snapshot", c.points[i].ID, "volume", c.points[i].ResourceID,
+			"read_bytes", got.ReadBytes, "added_bytes", got.AddedBytes)
+		c.took = append(c.took, got)
+	}
+	return nil
+}
+
+func (c *creation) captureOne(ctx context.Context, session engine.Session, i int, progress engine.Progress) (engine.Captured, error) {
+	p := c.points[i]
+	spec := engine.CaptureSpec{
+		Source: c.sources[i],
+		Meta: engine.PointMeta{
+			Snapshot: p.ID, Resource: p.ResourceID, ResourceType: p.ResourceType, ResourceName: p.ResourceName,
+			VolumeType: p.VolumeType, Zone: p.Zone, Group: p.GroupID, Job: p.JobID, Name: p.Name, Description: p.Description,
+			Full: p.Full, Parent: p.ParentID, Root: p.RootID, CreateTime: p.CreateTime, SnapshotTime: c.notes.Time,
+			Consistency: p.Consistency, CBT: p.CBT, Reason: p.Reason, SizeBytes: p.VirtualSize,
+		},
+	}
+	if !p.Full {
+		parent, err := c.parent(ctx, p)
+		if err != nil {
+			return engine.Captured{}, err
+		}
+		ref := parent.ref()
+		spec.Parent = &ref
+	}
+	return session.Capture(ctx, spec, progress)
+}
+
+// commit makes the points real and ends the job: one transaction, whose
+// compare-and-set only one of commit and abort can win.
+func (c *creation) commit(tx Tx) error {
+	swapped, err := tx.CASSession(c.run.ID(), c.run.Term(), SessionCommitted)
+	if err != nil {
+		return err
+	}
+	if !swapped {
+		return fmt.Errorf("commit session %s: %w", c.run.ID(), job.ErrFenced)
+	}
+	now := c.s.now()
+	for i, got := range c.took {
+		if err := c.commitPoint(tx, i, got); err != nil {
+			return err
+		}
+		err := changeVolumes(tx, []string{c.volumes[i].ID}, func(v *Volume) { v.SizeBytes = c.points[i].VirtualSize })
+		if err != nil {
+			return err
+		}
+	}
+	return c.s.finish(tx, c.run, job.Outcome{Status: job.Successful, Info: c.info(), Time: now})
+}
+
+func (c *creation) commitPoint(tx Tx, i int, got engine.Captured) error {
+	p, err := tx.Snapshot("", c.points[i].ID)
+	if err != nil {
+		return err
+	}
+	p.Status, p.StatusTime, p.Transition = chain.Available, c.s.now(), ""
+	p.IsTaken, p.SnapshotTime = true, c.notes.Time
+	p.SizeBytes = got.AddedBytes
+	p.ManifestPack, p.ManifestHash = got.Ref.Pack, got.Ref.Hash
+	if err := tx.UpdateSnapshot(p); err != nil {
+		return err
+	}
+	if err := moveHead(tx, p.ResourceID, chain.HeadAfterCreate(p.Point)); err != nil {
+		return err
+	}
+	return sumChain(tx, p.RootID)
+}
+
+// info says which points are fulls although the caller did not ask for any,
+// and why.
+func (c *creation) info() string {
+	if c.params.Full {
+		return ""
+	}
+	var say []string
+	for _, p := range c.points {
+		if p.Full {
+			say = append(say, fmt.Sprintf("%s is a full, because %s", p.ID, p.Reason))
+		}
+	}
+	return strings.Join(say, "; ")
+}
+
+// Undo takes a create back: abort the session, and only after it was read
+// back as aborted delete what it stored. If the session was committed after
+// all, the job has ended.
+func (h createJob) Undo(ctx context.Context, run *job.Run, out job.Outcome) error {
+	var params createParams
+	if err := run.Params(&params); err != nil {
+		return err
+	}
+	if err := h.abort(ctx, run); err != nil {
+		return err
+	}
+	records, err := h.abortedPacks(ctx, run)
+	if err != nil {
+		return err
+	}
+	if len(records) > 0 {
+		if err := h.s.engine.DiscardSession(ctx, records); err != nil {
+			return fmt.Errorf("discard what the session stored: %w", err)
+		}
+	}
+	if err := h.s.dropHold(ctx, run.ID()); err != nil {
+		return err
+	}
+	return h.s.store.Update(ctx, func(tx Tx) error {
+		ids := make([]string, len(records))
+		for i, r := range records {
+			ids[i] = r.ID
+		}
+		if err := tx.DeletePacks(ids...); err != nil {
+			return err
+		}
+		err := changeSnapshots(tx, params.Points, func(p *Snapshot) {
+			p.Status, p.StatusTime, p.Transition = chain.Ceased, h.s.now(), ""
+		})
+		if err != nil {
+			return err
+		}
+		if err := release(tx, holdPrefix+run.ID()); err != nil {
+			return err
+		}
+		return h.s.finish(tx, run, out)
+	})
+}
+
+// abort moves the session to ABORTED, whatever term opened it.
+func (h createJob) abort(ctx context.Context, run *job.Run) error {
+	committed := false
+	err := h.s.store.Update(ctx, func(tx Tx) error {
+		have, ok, err := tx.Session(run.ID())
+		if err != nil || !ok || have.State == SessionAborted {
+			return err // never opened, or an earlier try got this far
+		}
+		if have.State == SessionCommitted {
+			committed = true
+			return nil
+		}
+		// Taking it over first fences off every earlier term.
+		if err := tx.PutSession(Session{ID: run.ID(), Term: run.Term(), State: SessionActive}); err != nil {
+			return err
+		}
+		swapped, err := tx.CASSession(run.ID(), run.Term(), SessionAborted)
+		if err == nil && !swapped {
+			err = fmt.Errorf("abort session %s: %w", run.ID(), job.ErrFenced)
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if committed {
+		// The answer to the commit was lost, not the commit.
+		h.s.letGo(ctx, run, nil)
+		return fmt.Errorf("undo job %s: its session is committed: %w", run.ID(), job.ErrFenced)
+	}
+	return nil
+}
+
+// abortedPacks reads back that the session is aborted, and what it stored.
+func (h createJob) abortedPacks(ctx context.Context, run *job.Run) ([]engine.PackRecord, error) {
+	var records []engine.PackRecord
+	err := h.s.store.View(ctx, func(tx Tx) error {
+		have, ok, err := tx.Session(run.ID())
+		if err != nil || !ok {
+			return err
+		}
+		if have.State != SessionAborted {
+			return errs.New(errs.Internal, "session %s is %s after its abort", run.ID(), have.State)
+		}
+		records, err = packRecords(tx, run.ID())
+		return err
+	})
+	return records, err
+}
+
+func packRecords(tx Tx, session string) ([]engine.PackRecord, error) {
+	packs, err := tx.PacksOf(session)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]engine.PackRecord, len(packs))
+	for i, p := range packs {
+		out[i] = p.record()
+	}
+	return out, nil
+}
+
+func (p Pack) record() engine.PackRecord {
+	return engine.PackRecord{ID: p.ID, Kind: p.Kind, Name: p.Name, Bytes: p.Bytes}
+}
+
+// registry is a session's packs in the database, as the engine sees them.
+type registry struct {
+	store   Store
+	session string
+	term    int64
+}
+
+func (r registry) RegisterPack(ctx context.Context, p engine.PackRecord) error {
+	return r.store.Update(ctx, func(tx Tx) error {
+		return tx.InsertPack(Pack{
+			ID: p.ID, Kind: p.Kind, Name: p.Name, Bytes: p.Bytes,
+			Session: r.session, Term: r.term, State: PackLive,
+		})
+	})
+}
+
+func (r registry) SessionPacks(ctx context.Context) (records []engine.PackRecord, err error) {
+	err = r.store.View(ctx, func(tx Tx) error {
+		records, err = packRecords(tx, r.session)
+		return err
+	})
+	return records, err
+}
+
+func (r registry) ForgetPacks(ctx context.Context, ids []string) error {
+	return r.store.Update(ctx, func(tx Tx) error { return tx.DeletePacks(ids...) })
+}

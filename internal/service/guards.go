@@ -1,0 +1,239 @@
+package service
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/google/uuid"
+
+	"cairn/internal/chain"
+	"cairn/internal/errs"
+	"cairn/internal/job"
+	"cairn/internal/volume"
+)
+
+// What a caller may send.
+const (
+	maxNameRunes        = 255
+	maxDescriptionRunes = 1000
+	maxPerCall          = 1000    // resources or ids in one call
+	maxVolumeBytes      = 1 << 50 // 1 PiB
+	maxVolumesPerCall   = 100
+)
+
+// Prefixes of ids.
+const (
+	snapshotPrefix = "ss-"
+	volumePrefix   = "vol-"
+	instancePrefix = "ins-"
+)
+
+// resourceVolume is the only resource_type until machines come.
+const resourceVolume = "volume"
+
+func newUUID() string { return uuid.NewString() }
+
+// newID makes an id that cannot be guessed: prefix and 8 of 36 characters.
+func newID(prefix string) string {
+	const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+	id := []byte(prefix)
+	var b [1]byte
+	for len(id) < len(prefix)+8 {
+		_, _ = rand.Read(b[:]) // never fails
+		if int(b[0]) < 256/len(alphabet)*len(alphabet) {
+			id = append(id, alphabet[int(b[0])%len(alphabet)])
+		}
+	}
+	return string(id)
+}
+
+func (s *Service) checkZone(zone string) error {
+	if !s.zones[zone] {
+		return errs.New(errs.NotFound, "zone %s is not known here; use one of the configured zones", clip(zone))
+	}
+	return nil
+}
+
+// clip keeps a caller's text from filling a message.
+func clip(text string) string {
+	const most = 64
+	if r := []rune(text); len(r) > most {
+		text = string(r[:most]) + "…"
+	}
+	return fmt.Sprintf("%q", text)
+}
+
+func checkName(field, name string) error {
+	if strings.TrimSpace(name) == "" {
+		return errs.New(errs.Invalid, "%s is empty; give a name of 1 to %d characters", field, maxNameRunes)
+	}
+	return checkText(field, name, maxNameRunes)
+}
+
+func checkText(field, text string, most int) error {
+	if n := utf8.RuneCountInString(text); n > most {
+		return errs.New(errs.Invalid, "%s has %d characters; at most %d are allowed", field, n, most)
+	}
+	if !utf8.ValidString(text) || strings.ContainsFunc(text, unicode.IsControl) {
+		return errs.New(errs.Invalid, "%s holds control characters or is not UTF-8; use plain text", field)
+	}
+	return nil
+}
+
+// checkIDs drops duplicates and refuses empty lists and ids of another kind.
+func checkIDs(kind, prefix string, ids []string) ([]string, error) {
+	var out []string
+	seen := map[string]bool{}
+	for _, id := range ids {
+		if seen[id] {
+			continue
+		}
+		seen[id] = true
+		out = append(out, id)
+		if strings.HasPrefix(id, prefix) {
+			continue
+		}
+		for other, name := range map[string]string{snapshotPrefix: "a snapshot", volumePrefix: "a volume", instancePrefix: "an instance"} {
+			if strings.HasPrefix(id, other) {
+				return nil, errs.New(errs.Invalid, "%s is the id of %s; this call takes ids of %ss (%s…)", clip(id), name, kind, prefix)
+			}
+		}
+		return nil, errs.New(errs.NotFound, "%s %s does not exist", kind, clip(id))
+	}
+	switch {
+	case len(out) == 0:
+		return nil, errs.New(errs.Invalid, "no %s is named; give at least one id", kind)
+	case len(out) > maxPerCall:
+		return nil, errs.New(errs.Invalid, "%d %ss are named; at most %d go into one call", len(out), kind, maxPerCall)
+	}
+	return out, nil
+}
+
+// doing words what an action does to the object that is locked for it.
+var doing = map[job.Action]string{
+	job.CreateSnapshots:          "creating a snapshot",
+	job.DeleteSnapshots:          "deleting",
+	job.ApplySnapshots:           "applying a snapshot",
+	job.CreateVolumeFromSnapshot: "creating",
+	job.CreateVolume:             "creating",
+	job.DeleteVolumes:            "deleting",
+	job.ResizeVolumes:            "resizing",
+	job.ImportVolume:             "importing",
+	job.ScrubRepository:          "scrubbing",
+}
+
+// refuseLocked answers errs.Busy if somebody has the object; what names it.
+func refuseLocked(tx Tx, what, id string) error {
+	holder, ok, err := tx.LockedBy(id)
+	if err != nil || !ok {
+		return err
+	}
+	j, err := tx.Job(holder)
+	switch {
+	case errs.Is(err, errs.NotFound):
+		return errs.New(errs.Busy, "%s is being exported; please try later", what)
+	case err != nil:
+		return err
+	}
+	return errs.New(errs.Busy, "%s is %s (job %s); please try later", what, doing[j.Action], j.ID)
+}
+
+// idleVolume is the volume if it is available and nobody works on it. A
+// volume that holds a mixture passes: see usableVolume.
+func idleVolume(tx Tx, zone, id string) (Volume, error) {
+	v, err := tx.Volume(zone, id)
+	if err != nil {
+		return v, err
+	}
+	if v.Transition != "" {
+		return v, errs.New(errs.Busy, "volume %s is %s; please try later", id, v.Transition)
+	}
+	if v.Status != VolumeAvailable {
+		return v, errs.New(errs.Conflict, "volume %s is %s; this needs an available one", id, v.Status)
+	}
+	return v, refuseLocked(tx, "volume "+id, id)
+}
+
+// usableVolume is an idle volume with a content that is one moment.
+func usableVolume(tx Tx, zone, id string) (Volume, error) {
+	v, err := idleVolume(tx, zone, id)
+	if err == nil && v.MixedJob != "" {
+		err = errs.New(errs.Conflict, "%s; apply a snapshot to it again", mixture(id, v.MixedJob))
+	}
+	return v, err
+}
+
+func mixture(id, jobID string) string {
+	return fmt.Sprintf("volume %s holds a mixture of two states, because job %s failed while it applied a snapshot", id, jobID)
+}
+
+// idlePoint is the point if it is available and in no transition.
+func idlePoint(tx Tx, zone, id string) (Snapshot, error) {
+	p, err := tx.Snapshot(zone, id)
+	if err != nil {
+		return p, err
+	}
+	switch {
+	case p.Transition != "":
+		return p, errs.New(errs.Busy, "snapshot %s is %s; please try later", id, p.Transition)
+	case p.Status == chain.Pending:
+		return p, errs.New(errs.Busy, "snapshot %s is being created; please try later", id)
+	case p.Status != chain.Available:
+		return p, errs.New(errs.Conflict, "snapshot %s is %s; this needs an available one", id, p.Status)
+	}
+	return p, refuseLocked(tx, "snapshot "+id, id)
+}
+
+// restorablePoint is an idle point whose bytes are not known to be damaged.
+func restorablePoint(tx Tx, zone, id string) (Snapshot, error) {
+	p, err := idlePoint(tx, zone, id)
+	if err == nil && p.Damaged {
+		err = errs.New(errs.Conflict, "snapshot %s is damaged: a scrub found parts of it missing or wrong; use another snapshot", id)
+	}
+	return p, err
+}
+
+// holdPrefix marks the holder of a lock that stands for a job's held instant,
+// so that a crash between the job's end and the drop is not forgotten.
+const holdPrefix = "hold:"
+
+// holdOf is the name under which drivers hold the instant of a lock's holder.
+func holdOf(holder string) string { return strings.TrimPrefix(holder, holdPrefix) }
+
+// noteHold records, until release, that drivers may hold an instant.
+func noteHold(tx Tx, jobID string) error {
+	return tx.Lock(holdPrefix+jobID, holdPrefix+jobID)
+}
+
+// release lets go of all that a holder locked and pinned.
+func release(tx Tx, holder string) error {
+	return errors.Join(tx.Unlock(holder), tx.Unpin(holder))
+}
+
+// dropHold makes every driver forget a held instant.
+func (s *Service) dropHold(ctx context.Context, hold string) error {
+	for name, d := range s.drivers {
+		if err := d.Drop(ctx, hold); err != nil {
+			return fmt.Errorf("drop hold %s of the %s volumes: %w", hold, name, err)
+		}
+	}
+	return nil
+}
+
+// driver is the driver that serves v.
+func (s *Service) driver(v Volume) (volume.Driver, error) {
+	d, ok := s.drivers[v.Driver]
+	if !ok {
+		return nil, errs.New(errs.Internal, "volume %s needs the driver %q, which this server does not have", v.ID, v.Driver)
+	}
+	return d, nil
+}
+
+func (v Volume) spec() volume.Spec {
+	return volume.Spec{ID: v.ID, Path: v.Path, Identity: v.Identity, SizeBytes: v.SizeBytes}
+}

@@ -1,0 +1,182 @@
+// Package service holds the use cases, one file each: it loads rows, asks
+// chain for a decision, and lets engine and volume drivers carry it out.
+//
+// Invariants:
+//   - a refusal changes nothing and queues nothing: a use case checks, changes
+//     rows, locks, pins and inserts its job in one transaction;
+//   - whoever changes a volume has it locked, whoever reads or builds on a
+//     point has it pinned, from that transaction on until the one that ends
+//     the job; a lock refuses everybody else with errs.Busy at once;
+//   - no transaction spans I/O but the database's own;
+//   - a point is available only if its session was committed in the same
+//     transaction; a job that fails leaves ceased rows and no bytes behind;
+//   - a volume that an unfinished or failed apply has written to says so in
+//     its row, and only another apply clears that.
+package service
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"time"
+
+	"cairn/internal/chain"
+	"cairn/internal/errs"
+	"cairn/internal/job"
+	"cairn/internal/volume"
+)
+
+// The two kinds of volumes, as keys of Config.Drivers and in Volume.Driver.
+const (
+	DriverManaged    = "managed"    // ours: created, grown and removed by us
+	DriverRegistered = "registered" // somebody else's file or device
+)
+
+// Config is all that a Service needs. Fields without a default are required.
+type Config struct {
+	Store   Store
+	Engine  Engine
+	Drivers map[string]volume.Driver // by DriverManaged, DriverRegistered
+	Zones   []string                 // at least one
+	// OwnDirs are the server's own folders: nothing under them may be
+	// registered as a volume.
+	OwnDirs []string
+
+	MaxChainPoints int           // points of a chain; chain.DefaultMaxPoints
+	Workers        int           // jobs that run at once; 4
+	RetryDelay     time.Duration // before an apply that has begun tries again; doubles; 1 s
+	Clock          func() time.Time
+	Log            *slog.Logger
+}
+
+// Service carries out the use cases. Any number of goroutines may call it.
+type Service struct {
+	store   Store
+	engine  Engine
+	drivers map[string]volume.Driver
+	zones   map[string]bool
+	ownDirs []string
+	max     int
+	retry   time.Duration
+	clock   func() time.Time
+	log     *slog.Logger
+	owner   string // this process, in the rows of its jobs
+	runner  *job.Runner
+}
+
+// New checks the configuration and releases what an earlier process held
+// that no unfinished job needs. The jobs themselves go on in Run. No other
+// process may use the same database.
+func New(ctx context.Context, cfg Config) (*Service, error) {
+	s, err := configured(cfg)
+	if err != nil {
+		return nil, err
+	}
+	s.runner = job.NewRunner(s.store, map[job.Action]job.Handler{
+		job.CreateSnapshots:          createJob{s},
+		job.DeleteSnapshots:          deleteJob{s},
+		job.ApplySnapshots:           applyJob{s},
+		job.CreateVolumeFromSnapshot: cloneJob{s},
+		job.CreateVolume:             createVolumesJob{s},
+		job.DeleteVolumes:            deleteVolumesJob{s},
+		job.ResizeVolumes:            resizeJob{s},
+		job.ImportVolume:             importJob{s},
+		job.ScrubRepository:          scrubJob{s},
+	}, job.Options{
+		Owner: s.owner, Load: s.loadJob, OutcomeOf: outcomeOf,
+		Workers: cfg.Workers, Clock: s.now, Log: s.log,
+	})
+	if err := s.releaseTheDead(ctx); err != nil {
+		return nil, fmt.Errorf("release what an earlier process held: %w", err)
+	}
+	return s, nil
+}
+
+func configured(cfg Config) (*Service, error) {
+	switch {
+	case cfg.Store == nil || cfg.Engine == nil:
+		return nil, errs.New(errs.Invalid, "the service needs a store and an engine")
+	case cfg.Drivers[DriverManaged] == nil || cfg.Drivers[DriverRegistered] == nil:
+		return nil, errs.New(errs.Invalid, "the service needs a driver for managed and one for registered volumes")
+	case len(cfg.Zones) == 0:
+		return nil, errs.New(errs.Invalid, "the service needs at least one zone")
+	case cfg.MaxChainPoints < 0:
+		return nil, errs.New(errs.Invalid, "a chain cannot have %d points; the limit must be at least 1", cfg.MaxChainPoints)
+	}
+	s := &Service{
+		store: cfg.Store, engine: cfg.Engine, drivers: cfg.Drivers, zones: map[string]bool{},
+		max: cfg.MaxChainPoints, retry: cfg.RetryDelay, clock: cfg.Clock, log: cfg.Log, owner: newUUID(),
+	}
+	if s.max == 0 {
+		s.max = chain.DefaultMaxPoints
+	}
+	if s.retry <= 0 {
+		s.retry = time.Second
+	}
+	if s.clock == nil {
+		s.clock = time.Now
+	}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	for _, z := range cfg.Zones {
+		s.zones[z] = true
+	}
+	for _, dir := range cfg.OwnDirs {
+		dir, err := filepath.Abs(dir)
+		if err == nil {
+			dir, err = filepath.EvalSymlinks(dir)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("find the server's own folder: %w", err)
+		}
+		s.ownDirs = append(s.ownDirs, dir)
+	}
+	return s, nil
+}
+
+// Run carries out jobs until ctx ends and all of them have stopped. What is
+// unfinished then goes on after the next start.
+func (s *Service) Run(ctx context.Context) { s.runner.Run(ctx) }
+
+// now is the time as rows keep it.
+func (s *Service) now() time.Time { return s.clock().UTC().Truncate(time.Microsecond) }
+
+// releaseTheDead releases the locks, pins and held instants of everybody but
+// unfinished jobs: whoever else held something died with its process.
+func (s *Service) releaseTheDead(ctx context.Context) error {
+	var dead []string
+	err := s.store.View(ctx, func(tx Tx) error {
+		holders, err := tx.Holders()
+		if err != nil {
+			return err
+		}
+		for _, h := range holders {
+			j, err := tx.Job(holdOf(h))
+			if err != nil && !errs.Is(err, errs.NotFound) {
+				return err
+			}
+			if err != nil || j.Status.Ended() {
+				dead = append(dead, h)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, h := range dead {
+		if err := s.dropHold(ctx, holdOf(h)); err != nil {
+			// It costs space until a later start, nothing else.
+			s.log.Error("drop a held instant that nobody needs", "hold", holdOf(h), "error", err)
+			continue
+		}
+		err := s.store.Update(ctx, func(tx Tx) error { return release(tx, h) })
+		if err != nil {
+			return err
+		}
+		s.log.Info("released what a dead holder had", "holder", h)
+	}
+	return nil
+}

@@ -1,0 +1,121 @@
+package service
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"cairn/internal/job"
+)
+
+// deleteVolumesNotes says whose data is gone.
+type deleteVolumesNotes struct {
+	Removed []string `json:"removed,omitempty"`
+}
+
+// DeleteVolumes starts deleting volumes. Their snapshots survive. The data of
+// a managed volume goes; a registered one is only forgotten.
+func (s *Service) DeleteVolumes(ctx context.Context, in VolumeSet) (job.Job, error) {
+	if err := s.checkZone(in.Zone); err != nil {
+		return job.Job{}, err
+	}
+	ids, err := checkIDs("volume", volumePrefix, in.IDs)
+	if err != nil {
+		return job.Job{}, err
+	}
+	return s.submit(ctx, in.Origin, job.DeleteVolumes, func(tx Tx, j *job.Job) (any, error) {
+		for _, id := range ids {
+			if _, err := idleVolume(tx, in.Zone, id); err != nil {
+				return nil, err
+			}
+		}
+		j.ResourceIDs = ids
+		if err := tx.Lock(j.ID, ids...); err != nil {
+			return nil, err
+		}
+		return volumesParams{Volumes: ids}, changeVolumes(tx, ids, func(v *Volume) { v.Transition = "deleting" })
+	})
+}
+
+// deleteVolumesJob removes volumes. There is no way back once it has begun.
+type deleteVolumesJob struct{ s *Service }
+
+func (h deleteVolumesJob) Do(ctx context.Context, run *job.Run) error {
+	var params volumesParams
+	var notes deleteVolumesNotes
+	if err := run.Params(&params); err != nil {
+		return err
+	}
+	if err := run.LoadState(&notes); err != nil {
+		return err
+	}
+	var volumes []Volume
+	err := h.s.store.View(ctx, func(tx Tx) (err error) {
+		volumes, err = loadVolumes(tx, params.Volumes)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if err := run.SaveState(ctx, notes, true); err != nil {
+		return err
+	}
+	for _, v := range volumes {
+		if slices.Contains(notes.Removed, v.ID) || v.Driver == DriverRegistered {
+			continue
+		}
+		d, err := h.s.driver(v)
+		if err != nil {
+			return err
+		}
+		if err := d.Remove(ctx, v.spec()); err != nil {
+			return fmt.Errorf("remove volume %s: %w", v.ID, err)
+		}
+		notes.Removed = append(notes.Removed, v.ID)
+		if err := run.SaveState(ctx, notes, true); err != nil {
+			return err
+		}
+	}
+	return h.s.store.Update(ctx, func(tx Tx) error {
+		if err := h.s.ceaseVolumes(tx, params.Volumes); err != nil {
+			return err
+		}
+		return h.s.finish(tx, run, job.Outcome{Status: job.Successful})
+	})
+}
+
+// ceaseVolumes ends volumes. Nothing descends from their points any more, so
+// these have no head.
+func (s *Service) ceaseVolumes(tx Tx, ids []string) error {
+	for _, id := range ids {
+		if err := moveHead(tx, id, ""); err != nil {
+			return err
+		}
+	}
+	return changeVolumes(tx, ids, func(v *Volume) {
+		v.Status, v.StatusTime, v.Transition, v.MixedJob = VolumeCeased, s.now(), "", ""
+	})
+}
+
+// Undo ends a delete that cannot go on: volumes whose data is gone have
+// ceased, the others are as they were.
+func (h deleteVolumesJob) Undo(ctx context.Context, run *job.Run, out job.Outcome) error {
+	var params volumesParams
+	var notes deleteVolumesNotes
+	if err := run.Params(&params); err != nil {
+		return err
+	}
+	if err := run.LoadState(&notes); err != nil {
+		return err
+	}
+	kept := slices.DeleteFunc(slices.Clone(params.Volumes), func(id string) bool { return slices.Contains(notes.Removed, id) })
+	return h.s.store.Update(ctx, func(tx Tx) error {
+		if err := h.s.ceaseVolumes(tx, notes.Removed); err != nil {
+			return err
+		}
+		if err := changeVolumes(tx, kept, func(v *Volume) { v.Transition = "" }); err != nil {
+			return err
+		}
+		return h.s.finish(tx, run, out)
+	})
+}
