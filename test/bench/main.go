@@ -1,0 +1,146 @@
+// Command bench measures cairn beside cp, qemu-img, restic and borg on a disk
+// that it generates, and writes docs/BENCH.md. `make bench` runs it.
+//
+// Invariants:
+//   - all tools see the same bytes, the same warm page cache and a file system
+//     without dirty pages, in turns, in one run of this program;
+//   - a step ends when its bytes are on the disk: syncfs is part of every step;
+//   - a restore that is not equal, byte by byte, ends the bench with an error.
+//
+// Environment: CAIRN_BENCH_GB (disk size, default 8), CAIRN_BENCH_RUNS
+// (default 3), CAIRN_BENCH_SEED (default 1).
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"syscall"
+)
+
+type config struct {
+	cairn string // the binary
+	out   string // the report
+	dir   string // parent of the work folder
+	gib   int64
+	runs  int
+	seed  uint64
+}
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := run(ctx)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func parse() (config, error) {
+	var c config
+	flag.StringVar(&c.cairn, "cairn", "bin/cairn", "the binary to measure")
+	flag.StringVar(&c.out, "out", "docs/BENCH.md", "where the report goes")
+	flag.StringVar(&c.dir, "dir", "tmp", "where the work folder is made and removed again")
+	flag.Parse()
+	gib, err1 := number("CAIRN_BENCH_GB", 8)
+	runs, err2 := number("CAIRN_BENCH_RUNS", 3)
+	seed, err3 := number("CAIRN_BENCH_SEED", 1)
+	c.gib, c.runs, c.seed = gib, int(runs), uint64(seed)
+	return c, errors.Join(err1, err2, err3)
+}
+
+func number(name string, byDefault int64) (int64, error) {
+	s := os.Getenv(name)
+	if s == "" {
+		return byDefault, nil
+	}
+	n, err := strconv.ParseInt(s, 10, 32)
+	if err != nil || n < 1 {
+		return 0, fmt.Errorf("%s=%q is not a positive number", name, s)
+	}
+	return n, nil
+}
+
+func run(ctx context.Context) (err error) {
+	conf, err := parse()
+	if err != nil {
+		return err
+	}
+	if conf.cairn, err = filepath.Abs(conf.cairn); err != nil {
+		return err
+	}
+	if os.Geteuid() != 0 {
+		return errors.New("run it as root: the disk is filled through a loop mount")
+	}
+	if conf.dir, err = filepath.Abs(conf.dir); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(conf.dir, 0o755); err != nil {
+		return err
+	}
+	// Sparse copies of three days, restic's restore without holes, repositories.
+	if err := needSpace(conf.dir, conf.gib*5<<30); err != nil {
+		return err
+	}
+	work, err := os.MkdirTemp(conf.dir, "bench-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(work)) }()
+
+	disk, err := generate(ctx, conf, work)
+	if err != nil {
+		return fmt.Errorf("generate the disk: %w", err)
+	}
+	results, err := measureAll(ctx, conf, work, disk)
+	if err != nil {
+		return err
+	}
+	floor, err := measureFloor(ctx, work, disk, results)
+	if err != nil {
+		return fmt.Errorf("measure the floor: %w", err)
+	}
+	text, err := report(ctx, conf, disk, results, floor)
+	if err != nil {
+		return err
+	}
+	fmt.Print(text)
+	return os.WriteFile(conf.out, []byte(text), 0o644) //nolint:gosec // a document that all may read
+}
+
+func needSpace(dir string, need int64) error {
+	var st syscall.Statfs_t
+	if err := syscall.Statfs(dir, &st); err != nil {
+		return fmt.Errorf("statfs: %w", err)
+	}
+	if free := int64(st.Bavail) * st.Bsize; free < need {
+		return fmt.Errorf("%d GiB free are needed, %d are there; CAIRN_BENCH_GB makes it smaller", need>>30, free>>30)
+	}
+	return nil
+}
+
+// measureAll runs every tool conf.runs times, in turns, each time starting
+// with the next one, so that a slow minute of the machine hits all alike.
+func measureAll(ctx context.Context, conf config, work string, disk *testDisk) (map[string][]cycle, error) {
+	tools := allTools(conf.cairn)
+	results := make(map[string][]cycle)
+	for r := range conf.runs {
+		for i := range tools {
+			t := tools[(i+r)%len(tools)]
+			c, err := runCycle(ctx, t, filepath.Join(work, "run"), disk)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", t.name(), err)
+			}
+			results[t.name()] = append(results[t.name()], c)
+			fmt.Fprintf(os.Stderr, "run %d/%d %-20s full %6.2fs  second %6.2fs  restore %6.2fs\n", r+1, conf.runs,
+				t.name(), c.full.wall.Seconds(), c.second.wall.Seconds(), c.restore.wall.Seconds())
+		}
+	}
+	return results, nil
+}

@@ -1,0 +1,180 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"cairn/internal/extent"
+)
+
+// median of one value over the runs; of two middle ones the smaller.
+func median[T cmp.Ordered](runs []cycle, value func(cycle) T) T {
+	values := make([]T, 0, len(runs))
+	for _, c := range runs {
+		values = append(values, value(c))
+	}
+	slices.Sort(values)
+	return values[(len(values)-1)/2]
+}
+
+// column is one measure of one step.
+type column struct {
+	title string
+	value func(cycle) float64
+	unit  string // "s" or "MiB"
+}
+
+// table is one step.
+type table struct {
+	title   string
+	columns []column
+}
+
+func seconds(d time.Duration) float64 { return d.Seconds() }
+func mebi(n int64) float64            { return float64(n) / (1 << 20) }
+
+func stepTable(title string, of func(cycle) usage, repo func(cycle) int64) table {
+	t := table{title: title, columns: []column{
+		{"wall", func(c cycle) float64 { return seconds(of(c).wall) }, "s"},
+		{"cpu", func(c cycle) float64 { return seconds(of(c).cpu) }, "s"},
+		{"peak memory", func(c cycle) float64 { return mebi(of(c).anon) }, "MiB"},
+	}}
+	if repo != nil {
+		t.columns = append(t.columns, column{"repository", func(c cycle) float64 { return mebi(repo(c)) }, "MiB"})
+	}
+	return t
+}
+
+func tables() []table {
+	return []table{
+		stepTable("Full: the first day", func(c cycle) usage { return c.full }, func(c cycle) int64 { return c.repoFull }),
+		stepTable("Second: the next day", func(c cycle) usage { return c.second }, func(c cycle) int64 { return c.repoSecond }),
+		stepTable("Restore: the second day to a new place", func(c cycle) usage { return c.restore }, nil),
+	}
+}
+
+// bestPeer is the least value of a column among the named ones.
+func bestPeer(results map[string][]cycle, names []string, col column) float64 {
+	best := -1.0
+	for _, name := range names {
+		if v := median(results[name], col.value); best < 0 || v < best {
+			best = v
+		}
+	}
+	return best
+}
+
+func render(t table, names []string, results map[string][]cycle) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "## %s\n\n| |", t.title)
+	for _, col := range t.columns {
+		fmt.Fprintf(&b, " %s (%s) |", col.title, col.unit)
+	}
+	b.WriteString("\n|---|" + strings.Repeat("---:|", len(t.columns)) + "\n")
+	for _, name := range names {
+		fmt.Fprintf(&b, "| %s |", name)
+		for _, col := range t.columns {
+			fmt.Fprintf(&b, " %s |", number3(median(results[name], col.value)))
+		}
+		b.WriteString("\n")
+	}
+	renderRatio(&b, "cairn ÷ best peer", t, names, results, func(name string) bool { return name != "cairn" })
+	renderRatio(&b, "cairn ÷ best of restic and borg", t, names, results, func(name string) bool {
+		return name == "restic" || strings.HasPrefix(name, "borg")
+	})
+	b.WriteString("\n")
+	return b.String()
+}
+
+func renderRatio(b *strings.Builder, title string, t table, names []string, results map[string][]cycle, peer func(string) bool) {
+	var peers []string
+	for _, name := range names {
+		if peer(name) {
+			peers = append(peers, name)
+		}
+	}
+	if len(peers) == 0 {
+		return
+	}
+	fmt.Fprintf(b, "| **%s** |", title)
+	for _, col := range t.columns {
+		best := bestPeer(results, peers, col)
+		if best <= 0 {
+			b.WriteString(" – |")
+			continue
+		}
+		fmt.Fprintf(b, " **%.2f** |", median(results["cairn"], col.value)/best)
+	}
+	b.WriteString("\n")
+}
+
+// number3 shows three digits that matter.
+func number3(v float64) string {
+	switch {
+	case v >= 100:
+		return fmt.Sprintf("%.0f", v)
+	case v >= 10:
+		return fmt.Sprintf("%.1f", v)
+	default:
+		return fmt.Sprintf("%.2f", v)
+	}
+}
+
+func report(ctx context.Context, conf config, disk *testDisk, results map[string][]cycle, f floor) (string, error) {
+	var names []string
+	var b strings.Builder
+	b.WriteString("# Measured beside the others\n\n")
+	b.WriteString("Written by `make bench`; do not edit. Numbers of one machine differ from those of the next: compare the ratios, which come from one run.\n\n")
+	fmt.Fprintf(&b, "%s, %s. The disk: ext4 on %d GiB, %.0f MiB of data (programs, libraries and documents of the machine, logs, a table, random bytes), seed %d; on the second day %.1f %% of the data differs (counted in 4 KiB blocks). Medians of %d runs in turns, page cache warm, syncfs part of every step, every restore compared byte by byte.\n\n",
+		time.Now().UTC().Format("2 January 2006"), machine(), conf.gib, mebi(disk.data), conf.seed,
+		100*float64(extent.Total(disk.changed))/float64(disk.data), conf.runs)
+	b.WriteString("| | version |\n|---|---|\n")
+	for _, t := range allTools(conf.cairn) {
+		names = append(names, t.name())
+		fmt.Fprintf(&b, "| %s | %s |\n", t.name(), t.version(ctx))
+	}
+	b.WriteString("\nPeak memory is anonymous memory (RssAnon), sampled every 20 ms and summed over all processes of the tool; cairn's is server and command line together. cairn and restic encrypt and verify as they do by default, borg uses repokey-blake2 and lz4; \"borg fixed chunks\" is borg as its documentation recommends for disk images. cp and qemu-img neither encrypt nor deduplicate and keep a whole file a day.\n\n")
+	for _, t := range tables() {
+		b.WriteString(render(t, names, results))
+	}
+	roll := median(results["cairn"], func(c cycle) float64 { return seconds(c.rollback.wall) })
+	fmt.Fprintf(&b, "## Rollback in place\n\ncairn puts the disk back to the first day in %s s, comparing all of it and writing what differs. The others have no such step.\n\n", number3(roll))
+	renderFloor(&b, results, f)
+	return b.String(), ctx.Err()
+}
+
+func renderFloor(b *strings.Builder, results map[string][]cycle, f floor) {
+	full := median(results["cairn"], func(c cycle) float64 { return seconds(c.full.wall) })
+	second := median(results["cairn"], func(c cycle) float64 { return seconds(c.second.wall) })
+	restore := median(results["cairn"], func(c cycle) float64 { return seconds(c.restore.wall) })
+	b.WriteString("## The physical floor\n\nWhat the machine needs at least, measured in the same run:\n\n| | bytes (MiB) | time (s) |\n|---|---:|---:|\n")
+	fmt.Fprintf(b, "| read the data from the page cache and hash it (BLAKE3, all cores) | %s | %s |\n", number3(mebi(f.data)), number3(seconds(f.hash)))
+	fmt.Fprintf(b, "| write as many bytes as the repository holds, durably | %s | %s |\n", number3(mebi(f.repo)), number3(seconds(f.write)))
+	fmt.Fprintf(b, "| write as many bytes as the data, durably (a restore) | %s | %s |\n\n", number3(mebi(f.data)), number3(seconds(f.plain)))
+	fmt.Fprintf(b, "cairn's full takes %.1f times its floor (%s s), the second day %.1f times (reading and hashing: without tracking all is read), the restore %.1f times.\n",
+		full/seconds(f.full()), number3(seconds(f.full())), second/seconds(f.hash), restore/seconds(f.plain))
+}
+
+// machine says in a few words what this was measured on.
+func machine() string {
+	model := "unknown processor"
+	info, _ := os.ReadFile("/proc/cpuinfo") // without it the model stays unknown
+	if _, rest, ok := strings.Cut(string(info), "model name"); ok {
+		if _, rest, ok = strings.Cut(rest, ":"); ok {
+			model, _, _ = strings.Cut(strings.TrimSpace(rest), "\n")
+		}
+	}
+	var sys syscall.Sysinfo_t
+	memory := "unknown memory"
+	if err := syscall.Sysinfo(&sys); err == nil {
+		memory = fmt.Sprintf("%d GiB memory", uint64(sys.Totalram)*uint64(sys.Unit)>>30) //nolint:unconvert // differs between platforms
+	}
+	return fmt.Sprintf("%s, %d cores, %s, %s", model, runtime.NumCPU(), memory, runtime.Version())
+}
