@@ -12,7 +12,7 @@ import (
 	"cairn/test/e2e/harness"
 )
 
-// chainLimit is the most points that a chain may have (API.md §1).
+// chainLimit is the most points that a chain may have by default (API.md §1).
 const chainLimit = 30
 
 const mib = 1 << 20
@@ -45,6 +45,7 @@ type modelVolume struct {
 type world struct {
 	srv    *harness.Server
 	dir    string // where registered files lie, outside the data folder
+	limit  int    // points of a chain; 0 = chainLimit
 	vols   []*modelVolume
 	points []*modelPoint // oldest first
 	made   int           // counts names
@@ -171,7 +172,11 @@ func (w *world) expectPlace(v *modelVolume, wantFull bool, size int64, id string
 			members++
 		}
 	}
-	if members >= chainLimit {
+	limit := w.limit
+	if limit == 0 {
+		limit = chainLimit
+	}
+	if members >= limit {
 		return true, "", id
 	}
 	return false, head.id, head.root

@@ -37,14 +37,15 @@ func TestOracle(t *testing.T) {
 	setFlag(t, "rapid.checks", checks)
 	setFlag(t, "rapid.steps", steps)
 	setFlag(t, "rapid.seed", strconv.FormatUint(harness.Seed(t), 10))
-	srv := serve(t)
+	const limit = 5 // so that histories meet it
+	srv := serve(t, "--max-chain", strconv.Itoa(limit))
 	dir := t.TempDir()
 	done := map[string]int{}
 	rapid.Check(t, func(rt *rapid.T) {
 		if srv.PID() == 0 {
 			srv.Run(rt) // a history that failed may have left it down
 		}
-		m := &machine{world: &world{srv: srv, dir: dir}, done: done}
+		m := &machine{world: &world{srv: srv, dir: dir, limit: limit}, done: done}
 		m.world.register(rt, harness.NewImage(mib))
 		rt.Repeat(map[string]func(*rapid.T){
 			"register":     m.addRegistered,
