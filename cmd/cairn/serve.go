@@ -1,0 +1,264 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"cairn/internal/blobstore/file"
+	"cairn/internal/engine"
+	"cairn/internal/errs"
+	"cairn/internal/httpapi"
+	"cairn/internal/metadb"
+	"cairn/internal/repo"
+	"cairn/internal/service"
+	"cairn/internal/volume"
+	volumefile "cairn/internal/volume/file"
+)
+
+// shutdownGrace is how long a stopping server waits for answers in progress.
+// Jobs do not need it: they go on after the next start.
+const shutdownGrace = 5 * time.Second
+
+// serveConfig is everything that `cairn serve` can be told.
+type serveConfig struct {
+	dataDir   string
+	listen    string
+	keyFile   string
+	zones     []string
+	workers   int
+	jobs      int
+	maxChain  int
+	logFormat string
+	logLevel  string
+}
+
+func newServeCommand() *cobra.Command {
+	var c serveConfig
+	cmd := &cobra.Command{
+		Use:   "serve --data-dir DIR",
+		Short: "Run the server: the API, the jobs and the repository in one folder",
+		Long: `Run the server on one folder. DIR holds everything:
+
+  cairn.db      the metadata database (SQLite)
+  repo/         the repository: every point, deduplicated, compressed, encrypted
+  repo.key      the key of the repository. Copy it away: without it nothing can
+                be read, and whoever has it can read everything
+  volumes/      managed volumes
+  index/        dedup index, an accelerator that may be lost
+  cairn.sock    the same API for this machine's owner of DIR; only there may
+                paths on the server be named (volume register)
+
+The server listens on loopback only, because there are no accounts yet. It stops
+on SIGTERM or Ctrl-C; jobs that were running go on after the next start.`,
+		Example: `  cairn serve --data-dir /var/lib/cairn
+  cairn serve --data-dir ./data --listen 127.0.0.1:7480 --key-file /root/cairn.key`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, os.Interrupt)
+			defer stop()
+			return serve(ctx, c, cmd.ErrOrStderr())
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&c.dataDir, "data-dir", "", "folder that holds everything (made if it is not there)")
+	f.StringVar(&c.listen, "listen", "127.0.0.1:7480", "loopback address and port of the API; empty: the unix socket only")
+	f.StringVar(&c.keyFile, "key-file", "", "key file of the repository (default DIR/repo.key)")
+	f.StringSliceVar(&c.zones, "zone", []string{"ac1"}, "zones that the API knows")
+	f.IntVar(&c.workers, "workers", 0, "goroutines of one job that hash and compress (default one per core)")
+	f.IntVar(&c.jobs, "jobs", 2, "jobs that run at once")
+	f.IntVar(&c.maxChain, "max-chain", 30, "points of a chain before the next one is a full")
+	f.StringVar(&c.logFormat, "log-format", "text", "text or json")
+	f.StringVar(&c.logLevel, "log-level", "info", "debug, info, warn or error")
+	cmd.MarkFlagRequired("data-dir") //nolint:errcheck // the flag exists
+	return cmd
+}
+
+func (c serveConfig) check() error {
+	switch {
+	case c.dataDir == "":
+		return errs.New(errs.Invalid, "--data-dir is empty; name the folder that is to hold everything")
+	case len(c.zones) == 0:
+		return errs.New(errs.Invalid, "--zone is empty; name at least one zone")
+	case c.workers < 0 || c.workers > 256 || c.jobs < 1 || c.jobs > 64:
+		return errs.New(errs.Invalid, "--workers must be 0 to 256 and --jobs 1 to 64")
+	case c.maxChain < 1:
+		return errs.New(errs.Invalid, "--max-chain must be at least 1")
+	}
+	return nil
+}
+
+func (c serveConfig) logger(w io.Writer) (*slog.Logger, error) {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(c.logLevel)); err != nil {
+		return nil, errs.New(errs.Invalid, "--log-level %q is unknown; say debug, info, warn or error", c.logLevel)
+	}
+	opts := &slog.HandlerOptions{Level: level}
+	switch c.logFormat {
+	case "text":
+		return slog.New(slog.NewTextHandler(w, opts)), nil
+	case "json":
+		return slog.New(slog.NewJSONHandler(w, opts)), nil
+	}
+	return nil, errs.New(errs.Invalid, "--log-format %q is unknown; say text or json", c.logFormat)
+}
+
+// serve runs the server until ctx ends.
+func serve(ctx context.Context, c serveConfig, logTo io.Writer) error {
+	if err := c.check(); err != nil {
+		return err
+	}
+	log, err := c.logger(logTo)
+	if err != nil {
+		return err
+	}
+	dir, err := filepath.Abs(c.dataDir)
+	if err != nil {
+		return fmt.Errorf("find %s: %w", c.dataDir, err)
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return errs.Wrap(errs.Invalid, err, "the folder %s cannot be made", dir)
+	}
+	lock, err := lockFolder(dir)
+	if err != nil {
+		return err
+	}
+	defer lock.Close() //nolint:errcheck // ends the lock
+	listeners, err := c.listeners(dir)
+	if err != nil {
+		return err
+	}
+	defer closeAll(listeners)
+	svc, closers, err := c.open(ctx, dir, log)
+	defer func() {
+		for _, cl := range closers {
+			if err := cl.Close(); err != nil {
+				log.Error("close", "err", err)
+			}
+		}
+	}()
+	if err != nil {
+		return err
+	}
+	handler, err := httpapi.New(httpapi.Config{Service: svc, Zones: c.zones, Version: version, Log: log})
+	if err != nil {
+		return err
+	}
+	return run(ctx, svc, httpapi.NewServer(handler, log), listeners, log)
+}
+
+func (c serveConfig) listeners(dir string) ([]net.Listener, error) {
+	var out []net.Listener
+	if c.listen != "" {
+		l, err := listenTCP(c.listen)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, l)
+	}
+	l, err := listenUnix(filepath.Join(dir, "cairn.sock"))
+	if err != nil {
+		closeAll(out)
+		return nil, err
+	}
+	return append(out, l), nil
+}
+
+func closeAll(ls []net.Listener) {
+	for _, l := range ls {
+		l.Close() //nolint:errcheck // it may be closed already
+	}
+}
+
+// open builds the house from the ground up. closers are in the order in which
+// they are to be closed, and hold what was opened even if err is set.
+func (c serveConfig) open(ctx context.Context, dir string, log *slog.Logger) (svc *service.Service, closers []io.Closer, err error) {
+	opened := func(cl io.Closer) { closers = append([]io.Closer{cl}, closers...) }
+	store, err := file.Open(filepath.Join(dir, "repo"))
+	if err != nil {
+		return nil, closers, err
+	}
+	opened(store)
+	keyFile := c.keyFile
+	if keyFile == "" {
+		keyFile = filepath.Join(dir, "repo.key")
+	}
+	key, err := openKey(ctx, keyFile, store, log)
+	if err != nil {
+		return nil, closers, err
+	}
+	r, err := repo.Open(ctx, store, key, filepath.Join(dir, "index"))
+	if err != nil {
+		return nil, closers, err
+	}
+	opened(r)
+	for _, what := range r.IndexDropped() {
+		log.Warn("part of the dedup index was damaged and is not used; new points may take more space", "what", what)
+	}
+	db, err := metadb.Open(ctx, filepath.Join(dir, "cairn.db"))
+	if err != nil {
+		return nil, closers, err
+	}
+	opened(db)
+	volumes := filepath.Join(dir, "volumes")
+	managed, err := volumefile.NewManaged(volumes)
+	if err != nil {
+		return nil, closers, err
+	}
+	registered, err := volumefile.NewRegistered(volumes, dir)
+	if err != nil {
+		return nil, closers, err
+	}
+	svc, err = service.New(ctx, service.Config{
+		Store: db, Engine: engine.New(r, engine.Config{Workers: c.workers}),
+		Drivers: map[string]volume.Driver{service.DriverManaged: managed, service.DriverRegistered: registered},
+		Zones:   c.zones, OwnDirs: []string{dir}, MaxChainPoints: c.maxChain, Workers: c.jobs, Log: log,
+	})
+	return svc, closers, err
+}
+
+// run serves until ctx ends or something breaks, then stops in order: no new
+// requests, answers end, jobs stop where they are.
+func run(ctx context.Context, svc *service.Service, srv *http.Server, listeners []net.Listener, log *slog.Logger) error {
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		svc.Run(gctx)
+		return nil
+	})
+	for _, l := range listeners {
+		log.Info("listening", "network", l.Addr().Network(), "address", l.Addr().String(), "version", version)
+		g.Go(func() error {
+			if err := srv.Serve(httpapi.Listener(l)); !errors.Is(err, http.ErrServerClosed) {
+				return fmt.Errorf("serve on %s: %w", l.Addr(), err)
+			}
+			return nil
+		})
+	}
+	g.Go(func() error {
+		<-gctx.Done()
+		log.Info("stopping; running jobs go on after the next start")
+		sctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownGrace)
+		defer cancel()
+		if err := srv.Shutdown(sctx); err != nil {
+			return srv.Close()
+		}
+		return nil
+	})
+	if err := g.Wait(); err != nil && ctx.Err() == nil {
+		return err
+	}
+	log.Info("stopped")
+	return nil
+}
