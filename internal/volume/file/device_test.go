@@ -1,7 +1,9 @@
 package file
 
 import (
+	"bytes"
 	"encoding/binary"
+	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -160,27 +162,33 @@ func TestReadOnlyDevice(t *testing.T) {
 	wantKind(t, err, errs.Denied, s)
 }
 
-// TestOddTail: a device whose size is no multiple of a page, on which the
-// aligned part is zeroed by the device and the edges are written.
-func TestOddTail(t *testing.T) {
-	r, s, _ := registeredLoop(t, 1<<20+512)
-	g, err := r.OpenTarget(t.Context(), s)
-	ok(t, err)
-	defer func() { ok(t, g.Close()) }()
-	n := g.Size()
-	ones := make([]byte, n)
-	for i := range ones {
-		ones[i] = 1
-	}
-	ctx := t.Context()
-	ok(t, g.WriteAt(ctx, ones, 0))
-	ok(t, g.Zero(ctx, 100, n-100))
-	ok(t, g.Sync(ctx))
-	clear(ones[100:])
-	got := make([]byte, n)
-	ok(t, g.ReadAt(ctx, got, 0))
-	if string(got) != string(ones) {
-		t.Fatal("bytes differ after Zero up to an odd end")
+// TestZeroBothWays: a device whose size is no multiple of a page, on which the
+// aligned part is zeroed by the device and the edges are written; and both
+// kinds of volume where all zeros must be written.
+func TestZeroBothWays(t *testing.T) {
+	for _, c := range []struct{ device, noPunch bool }{{true, false}, {true, true}, {false, true}} {
+		t.Run(fmt.Sprintf("device=%v,written=%v", c.device, c.noPunch), func(t *testing.T) {
+			r, s := registered(t)
+			if c.device {
+				r, s, _ = registeredLoop(t, 3<<20+512)
+			}
+			ctx := t.Context()
+			g, err := r.OpenTarget(ctx, s)
+			ok(t, err)
+			defer func() { ok(t, g.Close()) }()
+			g.(*target).noPunch.Store(c.noPunch)
+			n := g.Size()
+			want := bytes.Repeat([]byte{1}, int(n))
+			ok(t, g.WriteAt(ctx, want, 0))
+			ok(t, g.Zero(ctx, 100, n-100))
+			ok(t, g.Sync(ctx))
+			clear(want[100:])
+			got := make([]byte, n)
+			ok(t, g.ReadAt(ctx, got, 0))
+			if !bytes.Equal(got, want) {
+				t.Fatal("bytes differ after Zero up to an odd end")
+			}
+		})
 	}
 }
 

@@ -17,6 +17,9 @@ import (
 // somebody writes meanwhile must not bring old bytes back.
 const zeroUnit = 4096
 
+// zeroStep is how much is zeroed in one system call, which nothing can stop.
+const zeroStep = 256 << 20
+
 // target is a volume that is being overwritten.
 type target struct {
 	reader
@@ -122,7 +125,18 @@ func (t *target) Zero(ctx context.Context, off, length int64) error {
 	if err := t.inside(off, length); err != nil {
 		return err
 	}
-	if err := t.may(ctx); err != nil || length == 0 {
+	for length > 0 {
+		n := min(length, zeroStep)
+		if err := t.zero(ctx, off, n); err != nil {
+			return err
+		}
+		off, length = off+n, length-n
+	}
+	return t.may(ctx)
+}
+
+func (t *target) zero(ctx context.Context, off, length int64) error {
+	if err := t.may(ctx); err != nil {
 		return err
 	}
 	if t.noPunch.Load() {
