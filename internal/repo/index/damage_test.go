@@ -255,6 +255,66 @@ func TestCrashBetweenMergeAndRemoval(t *testing.T) {
 	wantNone(t, y, all)
 }
 
+// TestEverySyncFails lets the n-th fsync of a history fail, for every n. The
+// step that met it fails, entries of others stay, nothing is left over.
+func TestEverySyncFails(t *testing.T) {
+	mine := errors.New("mine")
+	for n := 1; n < 1000; n++ {
+		dir := t.TempDir()
+		x := open(t, dir)
+		syncs, hit := 0, false
+		x.sync = func(f *os.File) error {
+			if syncs++; syncs == n {
+				hit = true
+				return mine
+			}
+			return nil
+		}
+		var kept []Entry
+		step := func(adds []Entry, err error) {
+			if err == nil {
+				kept = append(kept, adds...)
+			} else if !errors.Is(err, mine) {
+				t.Fatalf("sync %d: %v", n, err)
+			}
+		}
+		for i := range mergeAt + 1 {
+			batch := makeEntries(uint64(i), 20)
+			step(batch, x.Add(t.Context(), batch))
+		}
+		gone := makeEntries(0, 1)[0].Pack
+		step(nil, x.RemovePacks(t.Context(), [][16]byte{gone}))
+		kept = slices.DeleteFunc(kept, func(e Entry) bool { return e.Pack == gone })
+		wantAll(t, x, kept)
+		wantAll(t, open(t, dir), kept)
+		fresh := makeEntries(50, 30)
+		err := x.Rebuild(t.Context(), func(put func(Entry) error) error {
+			for _, e := range fresh {
+				if err := put(e); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err == nil {
+			wantAll(t, x, fresh)
+			wantNone(t, x, kept)
+		} else if !errors.Is(err, mine) {
+			t.Fatalf("sync %d: %v", n, err)
+		}
+		runFiles(t, dir)
+		wantClean(t, open(t, dir))
+		if !hit {
+			t.Logf("a history of %d fsyncs", n-1)
+			if n < 10 {
+				t.Error("too few to mean anything")
+			}
+			return
+		}
+	}
+	t.Error("the history never ended")
+}
+
 // TestFullDisk fills a tiny filesystem: adds fail as Full, and what was there
 // stays usable.
 func TestFullDisk(t *testing.T) {

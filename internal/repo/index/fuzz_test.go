@@ -11,7 +11,7 @@ import (
 // reached. Nothing may crash, and an entry found must have the id asked for.
 func FuzzRun(f *testing.F) {
 	dir := f.TempDir()
-	temp, err := writeSorted(f.Context(), dir, makeEntries(1, 8), false)
+	temp, err := writeSorted(f.Context(), dir, makeEntries(1, 8), nil)
 	if err != nil {
 		f.Fatal(err)
 	}

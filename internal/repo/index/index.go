@@ -72,7 +72,8 @@ const (
 // Index is an open dedup index.
 type Index struct {
 	dir       string
-	sortBytes int // of Rebuild's buffer
+	sortBytes int                  // of Rebuild's buffer
+	sync      func(*os.File) error // fsync; tests let it fail
 
 	// Lock order: whole, write, mu, notesMu.
 	whole sync.Mutex // held by what must see all entries: Rebuild, RemovePacks
@@ -93,7 +94,7 @@ type Index struct {
 // Open opens the index in dir, which is made if needed. Damaged files are
 // removed and reported by Dropped.
 func Open(dir string) (*Index, error) {
-	x := &Index{dir: dir, sortBytes: rebuildBytes}
+	x := &Index{dir: dir, sortBytes: rebuildBytes, sync: (*os.File).Sync}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, full(err)
 	}
@@ -275,7 +276,7 @@ func (x *Index) replace(old []*run, fresh ...*run) error {
 			all = append(all, err)
 		}
 	}
-	return errors.Join(append(all, release(old), syncDir(x.dir))...)
+	return errors.Join(append(all, release(old), x.syncDir())...)
 }
 
 func (x *Index) note(format string, args ...any) {
@@ -293,12 +294,12 @@ func (x *Index) noteOnce(r *run, what string) {
 	}
 }
 
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
+func (x *Index) syncDir() error {
+	d, err := os.Open(x.dir)
 	if err != nil {
 		return err
 	}
-	return errors.Join(d.Sync(), d.Close())
+	return errors.Join(x.sync(d), d.Close())
 }
 
 // full gives "no space" its kind.

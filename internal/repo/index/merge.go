@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"math/bits"
+	"os"
 	"slices"
 )
 
@@ -27,7 +28,7 @@ func (x *Index) Add(ctx context.Context, entries []Entry) error {
 	if err := x.alive(ctx); err != nil {
 		return errContext("add to the dedup index", err)
 	}
-	temp, err := writeSorted(ctx, x.dir, entries, true)
+	temp, err := writeSorted(ctx, x.dir, entries, x.sync)
 	if err != nil {
 		return errContext("write an index run", err)
 	}
@@ -39,7 +40,7 @@ func (x *Index) Add(ctx context.Context, entries []Entry) error {
 }
 
 // writeSorted writes entries, which may be in any order, to a temp run.
-func writeSorted(ctx context.Context, dir string, entries []Entry, durable bool) (string, error) {
+func writeSorted(ctx context.Context, dir string, entries []Entry, sync func(*os.File) error) (string, error) {
 	// Sorting numbers leaves the caller's slice alone.
 	order := make([]uint32, len(entries))
 	for i := range order {
@@ -61,7 +62,7 @@ func writeSorted(ctx context.Context, dir string, entries []Entry, durable bool)
 			return "", errors.Join(err, w.abort())
 		}
 	}
-	return w.finish(durable)
+	return w.finish(sync)
 }
 
 // RemovePacks takes out every entry that names one of the packs, durably.
@@ -160,7 +161,7 @@ func (x *Index) pick() []*run {
 // merge puts one run in the place of several, without entries that keep
 // refuses (nil keeps all), damaged ones, and doubles.
 func (x *Index) merge(ctx context.Context, old []*run, keep func(*Entry) bool) error {
-	temp, err := x.mergeFile(ctx, old, keep, true)
+	temp, err := x.mergeFile(ctx, old, keep, x.sync)
 	if err != nil {
 		return err
 	}
@@ -175,7 +176,7 @@ func (x *Index) merge(ctx context.Context, old []*run, keep func(*Entry) bool) e
 }
 
 // mergeFile merges runs into a temp file; "" if no entry was left.
-func (x *Index) mergeFile(ctx context.Context, old []*run, keep func(*Entry) bool, durable bool) (string, error) {
+func (x *Index) mergeFile(ctx context.Context, old []*run, keep func(*Entry) bool, sync func(*os.File) error) (string, error) {
 	var total int64
 	h := make(cursors, 0, len(old))
 	for _, r := range old {
@@ -203,7 +204,7 @@ func (x *Index) mergeFile(ctx context.Context, old []*run, keep func(*Entry) boo
 		}
 		h.advance()
 	}
-	return w.finish(durable)
+	return w.finish(sync)
 }
 
 // cursors is a heap of cursors, the least entry first.
@@ -248,8 +249,11 @@ type cursor struct {
 }
 
 func (x *Index) cursor(r *run) *cursor {
-	in := io.NewSectionReader(r.f, entriesOffset(r.blocks), r.count*entrySize)
-	return &cursor{x: x, r: r, in: bufio.NewReaderSize(in, readBuffer)}
+	return &cursor{x: x, r: r, in: section(r, entriesOffset(r.blocks), r.count*entrySize)}
+}
+
+func section(r *run, off, length int64) *bufio.Reader {
+	return bufio.NewReaderSize(io.NewSectionReader(r.f, off, length), int(min(length, readBuffer)))
 }
 
 // next goes to the next intact entry. A part that cannot be read ends the run
@@ -290,8 +294,7 @@ type filterReader struct {
 }
 
 func newFilterReader(r *run) *filterReader {
-	in := io.NewSectionReader(r.f, headSize, int64(r.blocks)*blockSize)
-	return &filterReader{in: bufio.NewReaderSize(in, readBuffer), blocks: r.blocks}
+	return &filterReader{in: section(r, headSize, int64(r.blocks)*blockSize), blocks: r.blocks}
 }
 
 // has asks for ascending ids.

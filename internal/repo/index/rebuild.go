@@ -107,7 +107,7 @@ func (s *sorter) spill(ctx context.Context) error {
 	if len(s.buf) == 0 {
 		return ctx.Err()
 	}
-	temp, err := writeSorted(ctx, s.x.dir, s.buf, false)
+	temp, err := writeSorted(ctx, s.x.dir, s.buf, nil)
 	if err != nil {
 		return err
 	}
@@ -134,13 +134,13 @@ func (s *sorter) merge(ctx context.Context) (string, error) {
 	if len(s.spills) == 0 {
 		return "", nil
 	}
-	return s.x.mergeFile(ctx, s.spills, nil, true)
+	return s.x.mergeFile(ctx, s.spills, nil, s.x.sync)
 }
 
 // mergeFirst merges the oldest spills into a new last one, so that all are
 // merged about equally often.
 func (s *sorter) mergeFirst(ctx context.Context) error {
-	temp, err := s.x.mergeFile(ctx, s.spills[:rebuildFanIn], nil, false)
+	temp, err := s.x.mergeFile(ctx, s.spills[:rebuildFanIn], nil, nil)
 	if err != nil {
 		return err
 	}

@@ -30,8 +30,8 @@ func newWriter(dir string, n int64) (*writer, error) {
 		return nil, err
 	}
 	w := &writer{f: f, head: head{blocks: filterBlocks(n)}}
-	w.filter = bufio.NewWriterSize(io.NewOffsetWriter(f, headSize), writeBuffer)
-	w.entries = bufio.NewWriterSize(io.NewOffsetWriter(f, entriesOffset(w.head.blocks)), writeBuffer)
+	w.filter = bufio.NewWriterSize(io.NewOffsetWriter(f, headSize), int(min(w.head.blocks*blockSize, writeBuffer)))
+	w.entries = bufio.NewWriterSize(io.NewOffsetWriter(f, entriesOffset(w.head.blocks)), int(min(n*entrySize, writeBuffer)))
 	return w, nil
 }
 
@@ -79,8 +79,8 @@ func (w *writer) toBucket(n int) {
 }
 
 // finish completes the temp file and returns its path, or "" if there was no
-// entry. durable says that it is to outlive a crash.
-func (w *writer) finish(durable bool) (path string, err error) {
+// entry. A file that is to outlive a crash needs a sync, others none (nil).
+func (w *writer) finish(sync func(*os.File) error) (path string, err error) {
 	if w.head.count == 0 {
 		return "", w.abort()
 	}
@@ -95,8 +95,8 @@ func (w *writer) finish(durable bool) (path string, err error) {
 	if err == nil {
 		_, err = w.f.WriteAt(w.head.encode(), 0)
 	}
-	if err == nil && durable {
-		err = w.f.Sync()
+	if err == nil && sync != nil {
+		err = sync(w.f)
 	}
 	if err != nil {
 		return "", errors.Join(err, w.abort())
@@ -120,7 +120,7 @@ func (x *Index) publish(temp string) (*run, error) {
 	if err := os.Rename(temp, path); err != nil {
 		return nil, errors.Join(err, os.Remove(temp))
 	}
-	if err := syncDir(x.dir); err != nil {
+	if err := x.syncDir(); err != nil {
 		return nil, errors.Join(err, os.Remove(path))
 	}
 	r, err := openRun(path, x.seq)
