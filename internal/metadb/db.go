@@ -36,8 +36,9 @@ const readers = 4
 
 // DB is an open metadata database.
 type DB struct {
-	write *bun.DB // one connection: SQLite has one writer, waiting in Go is fair
-	read  *bun.DB
+	write  *bun.DB // one connection: SQLite has one writer, waiting in Go is fair
+	read   *bun.DB
+	limits limits
 }
 
 var _ service.Store = (*DB)(nil)
@@ -67,10 +68,15 @@ func Open(ctx context.Context, path string) (*DB, error) {
 	if err != nil {
 		return nil, errors.Join(err, write.Close())
 	}
-	return &DB{
-		write: bun.NewDB(write, sqlitedialect.New()),
-		read:  bun.NewDB(read, sqlitedialect.New()),
-	}, nil
+	db := &DB{
+		write:  bun.NewDB(write, sqlitedialect.New()),
+		read:   bun.NewDB(read, sqlitedialect.New()),
+		limits: defaultLimits(),
+	}
+	if err := db.rebuildLists(ctx); err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
+	return db, nil
 }
 
 // dsn is the driver's name for the file. It is a URI, so that no character
@@ -170,17 +176,17 @@ func (db *DB) Close() error {
 
 // View runs fn on one snapshot of the rows.
 func (db *DB) View(ctx context.Context, fn func(tx service.Tx) error) error {
-	return inTx(ctx, db.read, fn)
+	return db.inTx(ctx, db.read, fn)
 }
 
 // Update runs fn in one serializable transaction.
 func (db *DB) Update(ctx context.Context, fn func(tx service.Tx) error) error {
-	return inTx(ctx, db.write, fn)
+	return db.inTx(ctx, db.write, fn)
 }
 
 // inTx commits if fn returns nil; on its error or panic nothing is kept.
-func inTx(ctx context.Context, db *bun.DB, fn func(tx service.Tx) error) (err error) {
-	btx, err := db.BeginTx(ctx, nil)
+func (db *DB) inTx(ctx context.Context, on *bun.DB, fn func(tx service.Tx) error) (err error) {
+	btx, err := on.BeginTx(ctx, nil)
 	if err != nil {
 		return fmt.Errorf("begin a transaction: %w", explain(err))
 	}
@@ -194,7 +200,7 @@ func inTx(ctx context.Context, db *bun.DB, fn func(tx service.Tx) error) (err er
 			err = fmt.Errorf("roll back: %w", explain(rerr))
 		}
 	}()
-	if err := fn(&tx{ctx: ctx, db: btx}); err != nil {
+	if err := fn(&tx{ctx: ctx, db: btx, limits: db.limits}); err != nil {
 		return err
 	}
 	if err := btx.Commit(); err != nil {
@@ -207,8 +213,9 @@ func inTx(ctx context.Context, db *bun.DB, fn func(tx service.Tx) error) (err er
 // tx is one transaction. It carries its context because its methods, by
 // contract, take none.
 type tx struct {
-	ctx context.Context
-	db  bun.Tx
+	ctx    context.Context
+	db     bun.Tx
+	limits limits
 }
 
 var _ service.Tx = (*tx)(nil)

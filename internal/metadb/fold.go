@@ -6,6 +6,19 @@ import (
 	"unicode/utf8"
 )
 
+// Marks inside search keys. Ids and names never hold them: there, as in
+// search words, otherMark takes their place, so no match spans two fields.
+const (
+	endMark   = '\x00' // after each key in a block
+	fieldMark = '\x01' // between id and name
+	otherMark = '\x02'
+)
+
+// searchKey is what a row keeps for search.
+func searchKey(id, name string) string {
+	return fold(id) + string(fieldMark) + fold(name)
+}
+
 // fold maps s so that strings that strings.EqualFold calls equal become the
 // same bytes: each rune becomes the smallest of its case-folding orbit.
 func fold(s string) string {
@@ -13,7 +26,10 @@ func fold(s string) string {
 }
 
 func foldRune(r rune) rune {
-	if r < utf8.RuneSelf && !('a' <= r && r <= 'z') {
+	switch {
+	case r == endMark || r == fieldMark:
+		return otherMark
+	case r < utf8.RuneSelf && (r < 'a' || r > 'z'):
 		return r
 	}
 	least := r
@@ -21,27 +37,4 @@ func foldRune(r rune) rune {
 		least = min(least, n)
 	}
 	return least
-}
-
-// keySep stands between id and name in a search key. In names it becomes
-// wordSep and in search words noMatch, so no match spans both: the service
-// refuses control characters in names anyway.
-const (
-	keySep  = '\x01'
-	wordSep = '\x02'
-)
-
-// searchKey is what a row stores for search.
-func searchKey(id, name string) string {
-	return searchWord(id) + string(keySep) + searchWord(name)
-}
-
-// searchWord is what to look for in search keys.
-func searchWord(word string) string {
-	return strings.Map(func(r rune) rune {
-		if r == keySep || r == 0 { // SQL text ends at a zero byte
-			return wordSep
-		}
-		return foldRune(r)
-	}, word)
 }

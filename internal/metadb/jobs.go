@@ -15,13 +15,12 @@ import (
 )
 
 func jobToRow(j job.Job) (jobRow, error) {
-	ids := j.ResourceIDs
-	if ids == nil {
-		ids = []string{}
-	}
-	list, err := json.Marshal(ids)
-	if err != nil {
-		return jobRow{}, fmt.Errorf("encode the resource ids of job %s: %w", j.ID, err)
+	var list []byte
+	if len(j.ResourceIDs) > 0 {
+		var err error
+		if list, err = json.Marshal(j.ResourceIDs); err != nil {
+			return jobRow{}, fmt.Errorf("encode the resource ids of job %s: %w", j.ID, err)
+		}
 	}
 	return jobRow{
 		ID: j.ID, Action: j.Action, Zone: j.Zone, RequestID: j.RequestID, Status: j.Status,
@@ -48,6 +47,9 @@ func (r jobRow) job() (job.Job, error) {
 	}
 	if r.State != "" {
 		j.State = json.RawMessage(r.State)
+	}
+	if r.ResourceIDs == "" {
+		return j, nil
 	}
 	if err := json.Unmarshal([]byte(r.ResourceIDs), &j.ResourceIDs); err != nil {
 		return job.Job{}, errs.Wrap(errs.Corrupt, err, "the row of job %s cannot be read", r.ID)
@@ -173,5 +175,5 @@ func (t *tx) FinishJob(id string, term int64, out job.Outcome) error {
 
 // updateTx is Update for the methods of job.Store.
 func (db *DB) updateTx(ctx context.Context, fn func(t *tx) error) error {
-	return inTx(ctx, db.write, func(st service.Tx) error { return fn(st.(*tx)) })
+	return db.inTx(ctx, db.write, func(st service.Tx) error { return fn(st.(*tx)) })
 }

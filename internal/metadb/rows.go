@@ -153,7 +153,7 @@ type jobRow struct {
 	FinishedTime    int64
 	Info            string
 	Extra           string
-	ResourceIDs     string `bun:"resource_ids"` // JSON list
+	ResourceIDs     string `bun:"resource_ids"` // JSON list, "" for none
 	DoneBytes       int64
 	TotalBytes      int64
 	ErrorCode       int

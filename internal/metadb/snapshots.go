@@ -16,16 +16,15 @@ const streamRows = 1000
 
 func (t *tx) InsertSnapshot(s service.Snapshot) error {
 	row := snapshotToRow(s)
-	_, err := t.db.NewInsert().Model(&row).Exec(t.ctx)
-	return snapshotWriteError(s, "insert", err)
+	if _, err := t.db.NewInsert().Model(&row).Exec(t.ctx); err != nil {
+		return snapshotWriteError(s, "insert", err)
+	}
+	return t.relist(nil, row.listed())
 }
 
 // snapshotWriteError names what a unique index refused.
 func snapshotWriteError(s service.Snapshot, act string, err error) error {
-	switch {
-	case err == nil:
-		return nil
-	case taken(err):
+	if taken(err) {
 		return errs.Wrap(errs.Exists, err, "snapshot %s cannot be stored: its id is taken, or resource %s has another head", s.ID, s.ResourceID)
 	}
 	return fmt.Errorf("%s snapshot %s: %w", act, s.ID, explain(err))
@@ -49,11 +48,18 @@ func (t *tx) Snapshot(zone, id string) (service.Snapshot, error) {
 
 func (t *tx) UpdateSnapshot(s service.Snapshot) error {
 	row := snapshotToRow(s)
-	res, err := t.db.NewUpdate().Model(&row).WherePK().Exec(t.ctx)
+	var before listed
+	err := t.db.NewSelect().Model(&before).Where("id = ?", s.ID).Scan(t.ctx)
+	if errors.Is(err, sql.ErrNoRows) {
+		return errs.New(errs.NotFound, "snapshot %s does not exist", s.ID)
+	}
 	if err != nil {
+		return fmt.Errorf("read snapshot %s: %w", s.ID, explain(err))
+	}
+	if _, err := t.db.NewUpdate().Model(&row).WherePK().Exec(t.ctx); err != nil {
 		return snapshotWriteError(s, "update", err)
 	}
-	return mustHit(res, "snapshot %s does not exist", s.ID)
+	return t.relist(&before, row.listed())
 }
 
 func (t *tx) Chain(rootID string) ([]service.Snapshot, error) {

@@ -83,7 +83,7 @@ func (t *tx) Volumes(f service.VolumeFilter) ([]service.Volume, int, error) {
 			q = q.Where("status NOT IN (?)", bun.In([]service.VolumeStatus{service.VolumeDeleted, service.VolumeCeased}))
 		}
 		if f.Search != "" {
-			q = q.Where("instr(search_key, ?) > 0", searchWord(f.Search))
+			q = q.Where("instr(search_key, ?) > 0", fold(f.Search))
 		}
 		return q
 	}

@@ -1,6 +1,6 @@
 -- Times are microseconds since 1970 UTC, 0 = unset. Booleans are 0 and 1.
--- search_key columns hold what search compares: the id, a zero byte and the
--- name, case folded by the writer (SQLite folds ASCII only).
+-- search_key columns hold what search compares: id and name, case folded by
+-- the writer (SQLite folds ASCII only).
 
 -- +goose Up
 CREATE TABLE volumes (
@@ -62,9 +62,38 @@ CREATE TABLE snapshots (
   search_key    TEXT    NOT NULL
 );
 CREATE UNIQUE INDEX snapshots_head ON snapshots (resource_id) WHERE is_head = 1;
-CREATE INDEX snapshots_list     ON snapshots (zone, create_time DESC, id, status, is_full);
-CREATE INDEX snapshots_resource ON snapshots (resource_id, create_time DESC, id, status, is_full, zone);
-CREATE INDEX snapshots_root     ON snapshots (root_id, create_time DESC, id, status, is_full, zone, resource_id);
+-- Every list runs in the order (create_time DESC, id) and reads ids from one
+-- of these alone: by scope in order, or by scope and status.
+CREATE INDEX snapshots_zone            ON snapshots (zone, create_time DESC, id, status, is_full);
+CREATE INDEX snapshots_zone_status     ON snapshots (zone, status, create_time DESC, id, is_full);
+CREATE INDEX snapshots_resource        ON snapshots (resource_id, create_time DESC, id, status, is_full, zone);
+CREATE INDEX snapshots_resource_status ON snapshots (resource_id, status, create_time DESC, id, is_full, zone);
+CREATE INDEX snapshots_root            ON snapshots (root_id, create_time DESC, id, status, is_full, zone, resource_id);
+
+-- How many snapshots a list has, so that no page counts rows. scope is 'zone'
+-- (key ''), 'resource' or 'root'. Derived from snapshots; see rebuild.
+CREATE TABLE snapshot_counts (
+  scope   TEXT    NOT NULL,
+  key     TEXT    NOT NULL,
+  zone    TEXT    NOT NULL,
+  status  TEXT    NOT NULL,
+  is_full INTEGER NOT NULL,
+  n       INTEGER NOT NULL,
+  PRIMARY KEY (scope, key, zone, status, is_full)
+) WITHOUT ROWID;
+
+-- What search reads instead of a million rows: blocks of neighbours in list
+-- order, ended by (last_time, last_id). Derived from snapshots; see rebuild.
+CREATE TABLE snapshot_search (
+  id        INTEGER PRIMARY KEY,
+  zone      TEXT    NOT NULL,
+  last_time INTEGER NOT NULL,
+  last_id   TEXT    NOT NULL,
+  flags     BLOB    NOT NULL,
+  keys      BLOB    NOT NULL,
+  refs      BLOB    NOT NULL
+);
+CREATE UNIQUE INDEX snapshot_search_order ON snapshot_search (zone, last_time DESC, last_id);
 
 CREATE TABLE jobs (
   id               TEXT    NOT NULL PRIMARY KEY,
@@ -142,5 +171,7 @@ DROP TABLE pins;
 DROP TABLE locks;
 DROP TABLE job_resources;
 DROP TABLE jobs;
+DROP TABLE snapshot_search;
+DROP TABLE snapshot_counts;
 DROP TABLE snapshots;
 DROP TABLE volumes;
