@@ -217,7 +217,8 @@ func (c serveConfig) open(ctx context.Context, dir string, log *slog.Logger) (sv
 	if err != nil {
 		return nil, closers, err
 	}
-	registered, err := volumefile.NewRegistered(volumes, dir)
+	// A folder of its own: a driver sweeps what it did not record as a hold.
+	registered, err := volumefile.NewRegistered(filepath.Join(dir, "holds"), dir)
 	if err != nil {
 		return nil, closers, err
 	}
