@@ -68,7 +68,7 @@ func errorOf(resp *http.Response) *Error {
 // of ctx is not the server's fault.
 func (c *Client) transportError(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
-		return context.Cause(ctx)
+		return ctx.Err()
 	}
 	var source *sourceError
 	if errors.As(err, &source) {

@@ -25,9 +25,10 @@ const (
 type Export struct {
 	SizeBytes int64 // length of the stream; -1: not known beforehand
 
-	client *Client
-	body   io.ReadCloser
-	read   int64
+	client  *Client
+	stopped func() error // whether the caller has ended the stream
+	body    io.ReadCloser
+	read    int64
 }
 
 func (c *Client) export(ctx context.Context, path []string, format Format) (*Export, error) {
@@ -39,7 +40,7 @@ func (c *Client) export(ctx context.Context, path []string, format Format) (*Exp
 	if err != nil {
 		return nil, err
 	}
-	return &Export{SizeBytes: resp.ContentLength, client: c, body: resp.Body}, nil
+	return &Export{SizeBytes: resp.ContentLength, client: c, stopped: ctx.Err, body: resp.Body}, nil
 }
 
 // Read fills p with the next bytes of the stream.
@@ -59,8 +60,8 @@ func (e *Export) Read(p []byte) (int, error) {
 
 // cut words the end of a stream that is not whole.
 func (e *Export) cut(err error) error {
-	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
-		return err // the caller ended it
+	if stopped := e.stopped(); stopped != nil {
+		return stopped
 	}
 	return fmt.Errorf("the stream was cut after %d bytes, so what came is not whole: %w",
 		e.read, &unreachable{server: e.client.server, err: err})
@@ -116,9 +117,9 @@ func (e *exactReader) Read(p []byte) (int, error) {
 	n, err := e.r.Read(p)
 	e.left -= int64(n)
 	switch {
-	case errors.Is(err, io.EOF) && e.left > 0:
+	case err == io.EOF && e.left > 0:
 		return n, &sourceError{fmt.Errorf("the stream ended after %d bytes, %d were announced: nothing was imported", e.size-e.left, e.size)}
-	case errors.Is(err, io.EOF):
+	case err == io.EOF:
 		return n, io.EOF
 	case err != nil:
 		return n, &sourceError{fmt.Errorf("read the stream to import: %w", err)}

@@ -69,7 +69,7 @@ func (w *waiting) end(ctx context.Context) (Job, error) {
 		j, err := Job{}, error(nil)
 		select {
 		case <-ctx.Done():
-			return w.last, context.Cause(ctx)
+			return w.last, ctx.Err()
 		case up := <-w.live:
 			if pace = pollBusy; up {
 				pace = w.quiet
@@ -90,7 +90,7 @@ func (w *waiting) end(ctx context.Context) (Job, error) {
 				return j, nil
 			}
 		case ctx.Err() != nil:
-			return w.last, context.Cause(ctx)
+			return w.last, ctx.Err()
 		case !maybeRestarting(err):
 			return w.last, err
 		case silentSince.IsZero():

@@ -1,0 +1,198 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"cairn/client"
+)
+
+func (a *app) volumeExport() *cobra.Command {
+	return a.exportCommand("volume", "VOLUME", "Write a volume's present content to a file", a.completeVolumes(1),
+		func(ctx context.Context, s *session, ref string, format client.Format) (string, *client.Export, error) {
+			id, err := s.volume(ctx, ref)
+			if err != nil {
+				return "", nil, err
+			}
+			e, err := s.client.ExportVolume(ctx, id, format)
+			return id, e, err
+		})
+}
+
+func (a *app) snapshotExport() *cobra.Command {
+	return a.exportCommand("snapshot", "SNAPSHOT", "Write a snapshot's content to a file", a.completeSnapshots(1),
+		func(ctx context.Context, s *session, ref string, format client.Format) (string, *client.Export, error) {
+			id, err := s.snapshot(ctx, ref)
+			if err != nil {
+				return "", nil, err
+			}
+			e, err := s.client.ExportSnapshot(ctx, id, format)
+			return id, e, err
+		})
+}
+
+type opener = func(ctx context.Context, s *session, ref string, format client.Format) (id string, e *client.Export, err error)
+
+func (a *app) exportCommand(kind, arg, short string, complete completer, open opener) *cobra.Command {
+	var format, to string
+	var force bool
+	cmd := &cobra.Command{
+		Use: "export " + arg + " --to FILE", Short: short, Args: arity(1, 1),
+		Long: short + `, here, where the command runs. FILE
+appears whole or not at all, and zeros become holes in it. With --to - the
+content goes to stdout.`,
+		Example: fmt.Sprintf("  cairn %s export data --to data.raw\n  cairn %s export data --format qcow2 --to data.qcow2\n  cairn %s export data --to - | ssh other 'dd of=data.raw'", kind, kind, kind),
+		RunE: a.run(func(ctx context.Context, s *session, args []string) error {
+			return s.export(ctx, kind, args[0], client.Format(format), to, force, open)
+		}),
+		ValidArgsFunction: complete,
+	}
+	f := cmd.Flags()
+	f.StringVar(&format, "format", string(client.Raw), "`FORMAT` of the file: raw or qcow2")
+	f.StringVar(&to, "to", "", "`FILE` to write, or - for stdout")
+	f.BoolVar(&force, "force", false, "replace FILE if it exists")
+	completeFlag(cmd, "format", string(client.Raw), string(client.Qcow2))
+	return cmd
+}
+
+// exported is what -o json shows of an export.
+type exported struct {
+	Snapshot string        `json:"snapshot_id,omitempty"`
+	Volume   string        `json:"volume_id,omitempty"`
+	Format   client.Format `json:"format"`
+	File     string        `json:"file"`
+	Bytes    int64         `json:"bytes"`
+}
+
+func (s *session) export(ctx context.Context, kind, ref string, format client.Format, to string, force bool, open opener) error {
+	switch {
+	case to == "":
+		return s.usage("--to FILE is needed; --to - writes to stdout")
+	case format != client.Raw && format != client.Qcow2:
+		return s.usage("--format is raw or qcow2, not %q", format)
+	case to == "-" && s.output == outputJSON:
+		return s.usage("-o json and --to - cannot both have stdout")
+	case to == "-" && isTerminal(s.Out):
+		return s.usage("stdout is a terminal, which cannot hold a volume: use --to FILE or a pipe")
+	}
+	if to != "-" {
+		// Before the server begins to work.
+		if err := checkDestination(to, force); err != nil {
+			return err
+		}
+	}
+	id, stream, err := open(ctx, s, ref, format)
+	if err != nil {
+		return err
+	}
+	defer stream.Close()
+	m := s.newMeter("export " + id)
+	source := &metered{r: stream, m: m, total: max(stream.SizeBytes, 0)}
+	var n int64
+	if to == "-" {
+		n, err = io.CopyBuffer(writerOnly{s.Out}, source, make([]byte, copyBuffer))
+	} else {
+		n, err = saveSparse(source, to, force)
+	}
+	m.stop(err == nil)
+	if err != nil || to == "-" {
+		return err
+	}
+	doc := exported{Format: format, File: to, Bytes: n}
+	if kind == "volume" {
+		doc.Volume = id
+	} else {
+		doc.Snapshot = id
+	}
+	if s.output == outputJSON {
+		return s.printJSON(doc)
+	}
+	return s.printPairs([]pair{{kind, id}, {"format", string(format)}, {"file", to}, {"size", exactBytes(n)}})
+}
+
+// writerOnly hides ReadFrom, which would ignore the buffer.
+type writerOnly struct{ io.Writer }
+
+// metered counts what is read.
+type metered struct {
+	r     io.Reader
+	m     meter
+	done  int64
+	total int64
+}
+
+func (r *metered) Read(p []byte) (int, error) {
+	n, err := r.r.Read(p)
+	r.done += int64(n)
+	r.m.set(r.done, r.total)
+	return n, err
+}
+
+func (a *app) volumeImport() *cobra.Command {
+	var in client.ImportVolume
+	var size string
+	var wait bool
+	cmd := &cobra.Command{
+		Use: "import FILE --name NAME", Short: "Make a volume with the content of a raw file, a device or stdin", Args: arity(1, 1),
+		Long: `Make a volume with the content of a raw file or block device, which is read
+here, where the command runs. With - stdin is read, whose exact length --size
+must tell.`,
+		Example: "  cairn volume import disk.raw --name disk\n  qemu-img convert -O raw disk.qcow2 disk.raw && cairn volume import disk.raw --name disk\n  zcat disk.raw.gz | cairn volume import - --size 10 --name disk",
+		RunE: a.run(func(ctx context.Context, s *session, args []string) error {
+			if in.Name == "" {
+				return s.usage("--name is needed")
+			}
+			source, err := s.openSource(args[0], size, &in.SizeBytes)
+			if err != nil {
+				return err
+			}
+			defer source.Close()
+			m := s.newMeter("import " + args[0])
+			j, err := s.client.ImportVolume(ctx, in, &metered{r: source, m: m, total: in.SizeBytes})
+			m.stop(err == nil)
+			if err != nil {
+				return err
+			}
+			return s.finish(ctx, j, wait)
+		}),
+	}
+	f := cmd.Flags()
+	f.StringVar(&in.Name, "name", "", "`NAME` of the volume")
+	f.IntVar(&in.Type, "type", 0, "volume type `N`")
+	f.StringVar(&size, "size", "", "exact `SIZE` of stdin in GB (2^30), or with a unit: 1.5G, 512M, 4096B")
+	waitFlag(cmd, &wait)
+	return cmd
+}
+
+// openSource opens what is to be imported and tells its size.
+func (s *session) openSource(path, size string, bytes *int64) (io.ReadCloser, error) {
+	if path == "-" {
+		if size == "" {
+			return nil, s.usage("stdin does not tell its length: --size is needed")
+		}
+		n, err := parseSize(size)
+		if err != nil {
+			return nil, s.usage("%s", err)
+		}
+		*bytes = n
+		return io.NopCloser(s.In), nil
+	}
+	if size != "" {
+		return nil, s.usage("--size is for stdin; a file's size is its own")
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, openError(path, err)
+	}
+	n, err := sourceSize(f)
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	*bytes = n
+	return f, nil
+}
