@@ -1,0 +1,495 @@
+package service_test
+
+import (
+	"context"
+	"encoding/json"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"cairn/internal/chain"
+	"cairn/internal/engine"
+	"cairn/internal/errs"
+	"cairn/internal/job"
+	"cairn/internal/metadb"
+	"cairn/internal/service"
+	"cairn/internal/volume"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// zone is the only zone of the tests.
+const zone = "ac1"
+
+// world is one data folder and the processes that come and go over it.
+type world struct {
+	t    testing.TB
+	path string // of the database
+	disk *disk
+	log  *slog.Logger
+	max  int // points of a chain
+}
+
+func newWorld(t testing.TB) *world {
+	w := &world{t: t, path: filepath.Join(t.TempDir(), "cairn.db"), disk: newDisk(), log: slog.New(slog.DiscardHandler)}
+	if testing.Verbose() {
+		w.log = slog.New(slog.NewTextHandler(t.Output(), nil))
+	}
+	return w
+}
+
+// copyOf is another world in the same state. No process may run in w.
+func (w *world) copyOf(t testing.TB) *world {
+	data, err := os.ReadFile(w.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := newWorld(t)
+	c.disk, c.max = w.disk.clone(), w.max
+	if err := os.WriteFile(c.path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// process is one run of the program.
+type process struct {
+	*service.Service
+	w      *world
+	t      testing.TB
+	f      *fuse
+	mover  *mover
+	store  service.Store
+	cancel context.CancelFunc
+	done   chan struct{}
+}
+
+// fused is a store whose transactions burn the fuse.
+type fused struct {
+	service.Store
+	f *fuse
+}
+
+func (s fused) View(ctx context.Context, fn func(tx service.Tx) error) error {
+	if s.f.isDead() {
+		return errDead
+	}
+	return s.Store.View(ctx, fn)
+}
+
+func (s fused) Update(ctx context.Context, fn func(tx service.Tx) error) error {
+	return s.f.do("Update", func() error { return s.Store.Update(ctx, fn) })
+}
+
+func (s fused) ClaimJob(ctx context.Context, owner string, alive []string, now time.Time) (job.Job, bool, error) {
+	if s.f.isDead() {
+		return job.Job{}, false, errDead
+	}
+	return s.Store.ClaimJob(ctx, owner, alive, now)
+}
+
+func (s fused) SaveProgress(ctx context.Context, id string, term int64, p job.Progress) (bool, error) {
+	if s.f.isDead() {
+		return false, errDead
+	}
+	return s.Store.SaveProgress(ctx, id, term, p)
+}
+
+func (s fused) SaveState(ctx context.Context, id string, term int64, state json.RawMessage, noCancel bool) error {
+	return s.f.do("SaveState", func() error { return s.Store.SaveState(ctx, id, term, state, noCancel) })
+}
+
+// ticks is a clock that never stands still.
+func ticks() func() time.Time {
+	var mu sync.Mutex
+	now := time.Now()
+	return func() time.Time {
+		mu.Lock()
+		defer mu.Unlock()
+		now = now.Add(time.Millisecond)
+		return now
+	}
+}
+
+func (w *world) start(f *fuse) *process {
+	w.t.Helper()
+	p := w.prepare(f)
+	p.run()
+	return p
+}
+
+// prepare is a process whose workers do not run yet.
+func (w *world) prepare(f *fuse) *process {
+	w.t.Helper()
+	if f == nil {
+		f = &fuse{}
+	}
+	db, err := metadb.Open(context.Background(), w.path)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	clock := ticks()
+	p := &process{w: w, t: w.t, f: f, store: db, mover: &mover{disk: w.disk, f: f, damaged: map[string]bool{}, deep: map[string]bool{}}}
+	p.Service, err = service.New(context.Background(), service.Config{
+		Store: fused{db, f}, Engine: p.mover, Zones: []string{zone},
+		Drivers: map[string]volume.Driver{
+			service.DriverManaged:    &driver{disk: w.disk, f: f, clock: clock},
+			service.DriverRegistered: &driver{disk: w.disk, f: f, clock: clock, registered: true},
+		},
+		OwnDirs: []string{filepath.Dir(w.path)}, MaxChainPoints: w.max, RetryDelay: time.Millisecond,
+		Clock: clock, Log: w.log,
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return p
+}
+
+func (p *process) run() {
+	ctx, cancel := context.WithCancel(context.Background())
+	p.cancel, p.done = cancel, make(chan struct{})
+	go func() { defer close(p.done); p.Run(ctx) }()
+}
+
+func (p *process) stop() {
+	p.t.Helper()
+	if p.cancel != nil {
+		p.cancel()
+		<-p.done
+	}
+	if err := p.store.Close(); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+// patience bounds every waiting; what is waited for takes milliseconds.
+const patience = 60 * time.Second
+
+// until waits for ok.
+func (p *process) until(what string, ok func() bool) {
+	p.t.Helper()
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(200 * time.Microsecond) {
+		if ok() {
+			return
+		}
+	}
+	p.t.Fatalf("waited in vain for %s", what)
+}
+
+// wait waits until a job has ended.
+func (p *process) wait(j job.Job, err error) job.Job {
+	p.t.Helper()
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	p.until("job "+j.ID, func() bool {
+		if j, err = p.Job(context.Background(), j.ID); err != nil {
+			p.t.Fatal(err)
+		}
+		return j.Status.Ended()
+	})
+	return j
+}
+
+// good waits until a job has succeeded.
+func (p *process) good(j job.Job, err error) job.Job {
+	p.t.Helper()
+	j = p.wait(j, err)
+	if j.Status != job.Successful {
+		p.t.Fatalf("job %s %s: %s", j.ID, j.Action, j.Info)
+	}
+	return j
+}
+
+// bad waits until a job has failed and says info.
+func (p *process) bad(info string, j job.Job, err error) job.Job {
+	p.t.Helper()
+	j = p.wait(j, err)
+	if j.Status != job.Failed || !strings.Contains(j.Info, info) || j.ErrorCode == 0 || j.ErrorMessage == "" {
+		p.t.Errorf("%s is %s, info %q, code %d; want it failed, saying %q", j.Action, j.Status, j.Info, j.ErrorCode, info)
+	}
+	return j
+}
+
+// idle waits until no job is unfinished and what jobs held is let go, which
+// happens soon after their end.
+func (p *process) idle() {
+	p.t.Helper()
+	p.until("all jobs to end", func() bool {
+		jobs, err := p.UnfinishedJobs(context.Background(), zone)
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		return len(jobs) == 0 && len(p.all().holders) == 0
+	})
+}
+
+var origin = service.Origin{Zone: zone, RequestID: "req-1"}
+
+func (p *process) create(full bool, volumes ...string) (job.Job, error) {
+	return p.CreateSnapshots(context.Background(), service.CreateSnapshots{Origin: origin, Resources: volumes, Name: "point", Full: full})
+}
+
+func (p *process) delete(ids ...string) (job.Job, error) {
+	return p.DeleteSnapshots(context.Background(), service.SnapshotSet{Origin: origin, IDs: ids})
+}
+
+func (p *process) apply(ids ...string) (job.Job, error) {
+	return p.ApplySnapshots(context.Background(), service.SnapshotSet{Origin: origin, IDs: ids})
+}
+
+func (p *process) clone(id string) (job.Job, error) {
+	return p.CreateVolumeFromSnapshot(context.Background(), service.CloneSnapshot{Origin: origin, Snapshot: id, VolumeName: "clone"})
+}
+
+func (p *process) deleteVolumes(ids ...string) (job.Job, error) {
+	return p.DeleteVolumes(context.Background(), service.VolumeSet{Origin: origin, IDs: ids})
+}
+
+func (p *process) resize(size int64, ids ...string) (job.Job, error) {
+	return p.ResizeVolumes(context.Background(), service.ResizeVolumes{Origin: origin, IDs: ids, SizeBytes: size})
+}
+
+func (p *process) imported(stream string, size int64) (job.Job, error) {
+	return p.ImportVolume(context.Background(), service.ImportVolume{Origin: origin, Name: "imported", SizeBytes: size, Stream: strings.NewReader(stream)})
+}
+
+// volumeSize is the size of the volumes that tests make.
+const volumeSize = 100
+
+// volumes makes n managed volumes and writes something to each.
+func (p *process) volumes(n int) []string {
+	p.t.Helper()
+	j := p.good(p.CreateVolumes(context.Background(), service.CreateVolumes{Origin: origin, Name: "volume", SizeBytes: volumeSize, Count: n}))
+	for _, id := range j.ResourceIDs {
+		p.write(id, "first on "+id)
+	}
+	return j.ResourceIDs
+}
+
+func (p *process) write(id, content string) { p.w.disk.put(id, content, volumeSize) }
+
+// register makes a registered volume of a fake file.
+func (p *process) register(path string) service.Volume {
+	p.t.Helper()
+	p.w.disk.put(path, "first in "+path, volumeSize)
+	v, err := p.RegisterVolume(context.Background(), service.RegisterVolume{
+		Origin: service.Origin{Zone: zone, Local: true}, Path: path, Name: "registered",
+	})
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return v
+}
+
+// point takes one point of one volume.
+func (p *process) point(volumeID string) string {
+	p.t.Helper()
+	return p.good(p.create(false, volumeID)).ResourceIDs[0]
+}
+
+func (p *process) snapshot(id string) service.Snapshot {
+	p.t.Helper()
+	page, err := p.Snapshots(context.Background(), service.SnapshotFilter{Zone: zone, IDs: []string{id}, Limit: 1})
+	if err != nil || len(page.Snapshots) != 1 {
+		p.t.Fatalf("snapshot %s: %d found, %v", id, len(page.Snapshots), err)
+	}
+	return page.Snapshots[0].Snapshot
+}
+
+func (p *process) volume(id string) service.Volume {
+	p.t.Helper()
+	page, err := p.Volumes(context.Background(), service.VolumeFilter{Zone: zone, IDs: []string{id}, Limit: 1})
+	if err != nil || len(page.Volumes) != 1 {
+		p.t.Fatalf("volume %s: %d found, %v", id, len(page.Volumes), err)
+	}
+	return page.Volumes[0]
+}
+
+// content is what a volume holds now.
+func (p *process) content(id string) string {
+	c, _ := p.w.disk.get(id)
+	return c
+}
+
+// head is the id of a volume's head, "" if it has none.
+func (p *process) head(volumeID string) (id string) {
+	p.t.Helper()
+	err := p.store.View(context.Background(), func(tx service.Tx) error {
+		s, _, err := tx.Head(volumeID)
+		id = s.ID
+		return err
+	})
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return id
+}
+
+// refused checks the kind and the words of a refusal.
+func refused(t testing.TB, kind errs.Kind, words string, err error) {
+	t.Helper()
+	if err == nil || errs.KindOf(err) != kind || !strings.Contains(errs.Message(err), words) {
+		t.Errorf("got %v (%v), want %v saying %q", err, errs.KindOf(err), kind, words)
+	}
+	if kind == errs.Busy && !strings.HasSuffix(errs.Message(err), "please try later") {
+		t.Errorf("a busy message ends in %q", errs.Message(err))
+	}
+}
+
+// all is every row.
+type all struct {
+	points  []service.Snapshot
+	volumes []service.Volume
+	jobs    map[string]job.Job
+	holders []string
+	packs   []service.Pack
+}
+
+func (p *process) all() (a all) {
+	p.t.Helper()
+	a.jobs = map[string]job.Job{}
+	const limit = 100000
+	err := p.store.View(context.Background(), func(tx service.Tx) (err error) {
+		statuses := []chain.Status{chain.Pending, chain.Available, chain.Suspended, chain.Deleted, chain.Ceased}
+		if a.points, _, err = tx.Snapshots(service.SnapshotFilter{Statuses: statuses, Limit: limit}); err != nil {
+			return err
+		}
+		a.volumes, _, err = tx.Volumes(service.VolumeFilter{Limit: limit, Statuses: []service.VolumeStatus{
+			service.VolumePending, service.VolumeAvailable, service.VolumeInUse, service.VolumeDeleted, service.VolumeCeased,
+		}})
+		if err != nil {
+			return err
+		}
+		jobs, _, err := tx.Jobs(service.JobFilter{Limit: limit})
+		if err != nil {
+			return err
+		}
+		for _, j := range jobs {
+			a.jobs[j.ID] = j
+		}
+		if a.holders, err = tx.Holders(); err != nil {
+			return err
+		}
+		return tx.Packs(func(pk service.Pack) error { a.packs = append(a.packs, pk); return nil })
+	})
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return a
+}
+
+// check holds whenever no job is unfinished.
+func (p *process) check() {
+	p.t.Helper()
+	a := p.all()
+	for _, h := range a.holders {
+		p.t.Errorf("%s still has a lock or a pin", h)
+	}
+	p.w.disk.mu.Lock()
+	defer p.w.disk.mu.Unlock()
+	for h := range p.w.disk.holds {
+		p.t.Errorf("the instant %s is still held", h)
+	}
+	p.checkPoints(a)
+	p.checkVolumes(a)
+}
+
+func (p *process) checkPoints(a all) {
+	p.t.Helper()
+	heads := map[string]service.Snapshot{}
+	chains := map[string][]chain.Point{}
+	blobs := map[string]bool{}
+	for _, s := range a.points {
+		if s.IsHead {
+			if _, two := heads[s.ResourceID]; two || !s.Live() {
+				p.t.Errorf("head %s is %s, or one of two", s.ID, s.Status)
+			}
+			heads[s.ResourceID] = s
+		}
+		chains[s.RootID] = append(chains[s.RootID], s.Point)
+		if s.Status == chain.Pending || s.Transition != "" {
+			p.t.Errorf("%s is %s, %q, although no job is unfinished", s.ID, s.Status, s.Transition)
+		}
+		if s.Status == chain.Ceased {
+			continue
+		}
+		name := "point/" + s.ID + "." + s.ManifestPack
+		content, ok := p.w.disk.blobs[name]
+		if !s.IsTaken || s.SnapshotTime.IsZero() || !ok || s.ManifestHash != "hash-"+content {
+			p.t.Errorf("%s is %s: taken %v at %v, blob there: %v, %q", s.ID, s.Status, s.IsTaken, s.SnapshotTime, ok, s.ManifestHash)
+		}
+		blobs[name] = true
+	}
+	for name := range p.w.disk.blobs {
+		if !blobs[name] {
+			p.t.Errorf("blob %s belongs to no point", name)
+		}
+	}
+	for _, pk := range a.packs {
+		if !blobs[pk.Name] {
+			p.t.Errorf("pack row %s belongs to no point", pk.Name)
+		}
+	}
+	for _, s := range a.points {
+		if !s.Full || s.Status == chain.Ceased {
+			continue
+		}
+		if want := chain.TotalsOf(chains[s.ID]); s.TotalBytes != want.Bytes || s.TotalCount != want.Count || !s.LatestTime.Equal(want.Latest) {
+			p.t.Errorf("full %s says %d bytes, %d points, %v; its chain has %+v", s.ID, s.TotalBytes, s.TotalCount, s.LatestTime, want)
+		}
+		if head := heads[s.ResourceID]; s.HeadChain != (head.ID != "" && head.RootID == s.ID) {
+			p.t.Errorf("full %s has head_chain %v, the head is %s of %s", s.ID, s.HeadChain, head.ID, head.RootID)
+		}
+	}
+}
+
+func (p *process) checkVolumes(a all) {
+	p.t.Helper()
+	for _, v := range a.volumes {
+		key := v.ID
+		if v.Driver == service.DriverRegistered {
+			key = v.Path
+		}
+		content, there := p.w.disk.content[key]
+		if v.Transition != "" || v.Status != service.VolumeAvailable && v.Status != service.VolumeCeased {
+			p.t.Errorf("volume %s is %s, %q, although no job is unfinished", v.ID, v.Status, v.Transition)
+		}
+		if v.Status == service.VolumeCeased {
+			if there && v.Driver == service.DriverManaged {
+				p.t.Errorf("ceased volume %s has left data behind", v.ID)
+			}
+			if slices.ContainsFunc(a.points, func(s service.Snapshot) bool { return s.ResourceID == v.ID && s.IsHead }) {
+				p.t.Errorf("ceased volume %s has a head", v.ID)
+			}
+			continue
+		}
+		if !there {
+			p.t.Errorf("volume %s has no data", v.ID)
+		}
+		if content == mixed && v.MixedJob == "" {
+			p.t.Errorf("volume %s holds a mixture and passes as good", v.ID)
+		}
+		if v.MixedJob != "" && a.jobs[v.MixedJob].Status != job.Failed {
+			p.t.Errorf("volume %s is marked by job %s, which is %s", v.ID, v.MixedJob, a.jobs[v.MixedJob].Status)
+		}
+	}
+}
+
+// pointContent is what a point holds.
+func (p *process) pointContent(id string) string {
+	p.t.Helper()
+	s := p.snapshot(id)
+	content, err := p.mover.read(engine.PointRef{Snapshot: id, Pack: s.ManifestPack})
+	if err != nil {
+		p.t.Error(err)
+	}
+	return content
+}
