@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	"golang.org/x/sync/errgroup"
@@ -31,8 +32,10 @@ type scrub struct {
 
 // Scrub reads every blob afresh and checks every bit of it, then walks every
 // listed point down to the chunks and checks that each is where its tree says.
-// Damage in one of two copies is reported too. It changes nothing; err says
-// that it could not be told whether the repository is whole.
+// Damage in one of two copies is reported too. It changes nothing but the
+// dedup index, which forgets damaged packs: else the full that replaces a
+// damaged point would be built on the same damage. err says that it could not
+// be told whether the repository is whole.
 func (e *Engine) Scrub(ctx context.Context, points []PointRef, packs []PackRecord, progress Progress) (ScrubReport, error) {
 	s := &scrub{e: e, bad: make(map[repo.PackID]bool), good: make(map[repo.PackID]bool), broken: make(map[string]bool), clean: make(map[place]bool)}
 	blobs, total, err := s.list(ctx)
@@ -47,6 +50,9 @@ func (e *Engine) Scrub(ctx context.Context, points []PointRef, packs []PackRecor
 	}
 	for id := range s.good {
 		delete(s.bad, id)
+	}
+	if err := e.r.Distrust(ctx, slices.Collect(maps.Keys(s.bad))); err != nil {
+		return s.report, err
 	}
 	k := e.r.NewChecker()
 	for _, p := range points {

@@ -211,5 +211,18 @@ func (r *Repo) RepoID() string { return r.header.Repo.String() }
 // IndexDropped tells what of the dedup index was found damaged and dropped.
 func (r *Repo) IndexDropped() []string { return r.idx.Dropped() }
 
+// Distrust takes packs out of the dedup index, so that no later point builds on
+// what was found damaged. Points that hint at them already are not touched.
+func (r *Repo) Distrust(ctx context.Context, packs []PackID) error {
+	ids := make([][16]byte, len(packs))
+	for i, id := range packs {
+		ids[i] = id
+	}
+	if err := r.idx.RemovePacks(ctx, ids); err != nil {
+		return fmt.Errorf("drop damaged packs from the dedup index: %w", err)
+	}
+	return nil
+}
+
 // Close gives memory and files back. Nothing unsaved is lost.
 func (r *Repo) Close() error { return r.idx.Close() }
