@@ -35,7 +35,16 @@ func errorRows() []row {
 		bad("the root", "GET", "/", ``, 404, "2100", ""),
 		bad("instances come later", "GET", "instances", ``, 404, "2100", ""),
 		bad("images come later", "GET", "images", ``, 404, "2100", ""),
-		bad("attach comes later", "POST", "volumes/attach", `{}`, 404, "2100", ""),
+		{says: "attach and detach come later", do: func(t *testing.T, f *fixture) {
+			for _, path := range []string{"volumes/attach", "volumes/detach"} {
+				r := f.api().Send(t, "POST", path, map[string]any{})
+				if r.Status == http.StatusMethodNotAllowed { // DELETE and PUT of /volumes/:ids are there
+					r.WantError(t, http.StatusMethodNotAllowed, "1100")
+					continue
+				}
+				r.WantError(t, http.StatusNotFound, "2100")
+			}
+		}},
 		bad("lease comes later", "POST", "lease", `{}`, 404, "2100", ""),
 		bad("a bad escape in the query", "GET", "volume_snapshots?search_word=%zz", ``, 400, "1100", ""),
 		{says: "router 405 is JSON and says what is allowed", do: func(t *testing.T, f *fixture) {

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"io"
 	"net/http"
 	"net/url"
 	"os"
@@ -44,7 +45,6 @@ func volumeRows() []row {
 	add("resize: no size", "POST", "volumes/resize", `{"volumes":["{b}"]}`, 400, "1100", "size")
 	add("resize: no volumes", "POST", "volumes/resize", `{"size":2}`, 400, "1100", "volumes")
 	add("resize: a registered volume is its owner's", "POST", "volumes/resize", `{"volumes":["{a}"],"size":2}`, 409, "1400", "{a}")
-	add("import: no size_bytes", "POST", "volumes/import?volume_name=x", "abc", 400, "1100", "size_bytes")
 	add("import: size_bytes 0", "POST", "volumes/import?volume_name=x&size_bytes=0", "abc", 400, "1100", "size_bytes")
 	add("import: no name", "POST", "volumes/import?size_bytes=3", "abc", 400, "1100", "volume_name")
 	add("export: unknown id", "GET", "volumes/vol-NOTTHERE/export", "", 404, "2100", "vol-NOTTHERE")
@@ -102,6 +102,12 @@ func volumeRows() []row {
 				img.Apply(harness.Edit{Kind: harness.WriteNoise, Off: size / 2, Len: size - size/2, Seed: uint64(size)})
 				f.api().WantContent(t, "volumes", f.api().Import(t, "odd", img), img)
 			}
+		}},
+		{says: "import: a stream of unknown length needs size_bytes", do: func(t *testing.T, f *fixture) {
+			nothingMade(t, f, func() {
+				body := struct{ io.Reader }{strings.NewReader("abc")}
+				f.api().Upload(t, "volumes/import?volume_name=x", body, -1).WantError(t, 400, "1100")
+			})
 		}},
 		{says: "import: a stream shorter or longer than it says leaves no volume", do: importWrongLength},
 	}...)
