@@ -53,6 +53,9 @@ type Entry struct {
 }
 
 func compare(a, b *Entry) int {
+	if p, q := prefix(&a.ID), prefix(&b.ID); p != q { // nearly always, and fast
+		return cmp.Compare(p, q)
+	}
 	if c := bytes.Compare(a.ID[:], b.ID[:]); c != 0 {
 		return c
 	}
