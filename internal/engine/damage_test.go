@@ -2,6 +2,7 @@ package engine
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"maps"
 	"math/rand/v2"
@@ -215,5 +216,49 @@ func readsRightOrFails(t *testing.T, r *rig, what string, mustRead bool, points 
 		case err != nil && !errs.Is(err, errs.Corrupt):
 			t.Errorf("%s: %s fails, but not as damage: %v", what, ref.Snapshot, err)
 		}
+	}
+}
+
+// brokenSource fails at its last byte, when most of it was stored already.
+type brokenSource struct{ *memVolume }
+
+func (b brokenSource) ReadAt(ctx context.Context, buf []byte, off int64) error {
+	if off+int64(len(buf)) == b.size {
+		return faulty.ErrInjected
+	}
+	return b.memVolume.ReadAt(ctx, buf, off)
+}
+
+// A point that was given up leaves nothing in its session that the next point
+// could refer to: the pack that was open then is never put.
+func TestSessionGoesOnAfterAFailedPoint(t *testing.T) {
+	r := newRig(t)
+	for _, size := range []int{100 << 10, 9 << 20, 50 << 20} {
+		v := newVolume(int64(size))
+		b := make([]byte, size)
+		rand.NewChaCha8([32]byte{byte(size >> 20)}).Read(b) //nolint:errcheck // never fails
+		if err := v.WriteAt(t.Context(), b, 0); err != nil {
+			t.Fatal(err)
+		}
+		reg := newRegistry()
+		s, err := r.e.OpenSession(t.Context(), "job", 1, reg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Capture(t.Context(), r.spec(brokenSource{v}, nil), nil); !errors.Is(err, faulty.ErrInjected) {
+			t.Fatalf("got %v", err)
+		}
+		c, err := s.Capture(t.Context(), r.spec(v, nil), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.commit(s, reg)
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := r.export(c.Ref); err != nil || !bytes.Equal(got, b) {
+			t.Fatalf("%d bytes: wrong after a failed point (%v)", size, err)
+		}
+		r.scrub(c.Ref)
 	}
 }

@@ -76,11 +76,17 @@ func (v *memVolume) ReadAt(_ context.Context, buf []byte, off int64) error {
 func (v *memVolume) Data(_ context.Context, off int64) (extent.Range, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	for _, i := range slices.Sorted(maps.Keys(v.pages)) {
-		if end := min((i+1)*pageSize, v.size); end > off {
-			start := max(off, i*pageSize)
-			return extent.Range{Off: start, Len: end - start}, nil
+	last := (v.size + pageSize - 1) / pageSize
+	for i := off / pageSize; i < last; i++ {
+		if v.pages[i] == nil {
+			continue
 		}
+		end := i + 1
+		for end < last && v.pages[end] != nil {
+			end++
+		}
+		start := max(off, i*pageSize)
+		return extent.Range{Off: start, Len: min(end*pageSize, v.size) - start}, nil
 	}
 	return extent.Range{}, io.EOF
 }

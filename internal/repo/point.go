@@ -333,7 +333,7 @@ type Point struct {
 func (w *PointWriter) Finish(ctx context.Context, m *Manifest) (Point, error) {
 	level, root, err := w.builder.Finish(ctx)
 	if err != nil {
-		return Point{}, w.give(err)
+		return Point{}, w.giveUp(err)
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -343,13 +343,17 @@ func (w *PointWriter) Finish(ctx context.Context, m *Manifest) (Point, error) {
 			err = w.closeNode(ctx)
 		}
 	}
+	if err != nil {
+		return Point{}, w.giveUp(err)
+	}
 	close(w.puts)
 	<-w.done
-	if err := firstOf(w.putErr, err); err != nil {
-		return Point{}, err
+	p := Point{}
+	if err = w.putErr; err == nil {
+		p, err = w.putPoint(ctx, m, level, root)
 	}
-	p, err := w.putPoint(ctx, m, level, root)
 	if err != nil {
+		w.s.forgetClaims()
 		return Point{}, err
 	}
 	w.report(w.source)
@@ -365,15 +369,18 @@ func firstOf(errs ...error) error {
 	return nil
 }
 
-// give ends the putter and returns err, or what the putter failed with.
-func (w *PointWriter) give(err error) error {
+// giveUp ends the putter and returns what it failed with, or err. The session
+// forgets its chunks: those of the open pack will never be durable.
+func (w *PointWriter) giveUp(err error) error {
 	close(w.puts)
 	<-w.done
+	w.s.forgetClaims()
 	return firstOf(w.putErr, err)
 }
 
-// Abort ends the point after an error elsewhere. It waits for the putter.
-func (w *PointWriter) Abort() { w.give(nil) } //nolint:errcheck // the caller has the first error
+// Abort ends the point after an error elsewhere. It waits for the putter. The
+// session may go on with another point.
+func (w *PointWriter) Abort() { w.giveUp(nil) } //nolint:errcheck // the caller has the first error
 
 // putPoint writes the point pack: what is small enough to be kept with the
 // manifest, and the manifest.

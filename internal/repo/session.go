@@ -263,6 +263,14 @@ func (s *Session) Close() error {
 	return nil
 }
 
+// forgetClaims forgets all chunks of the session, after a point of it was given
+// up: some of them lie in a pack that was not put. Costs space, never data.
+func (s *Session) forgetClaims() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.young, s.old = make(map[ID]*Claim), make(map[ID]*Claim)
+}
+
 // disown forgets chunks that went into a point pack: only that point and
 // those below it may refer to them (FORMAT.md §6).
 func (s *Session) disown(ids []ID) {

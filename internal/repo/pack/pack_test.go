@@ -117,9 +117,9 @@ func TestRecordsCannotBeSwapped(t *testing.T) {
 func TestBuilderRefusesWhatCannotBe(t *testing.T) {
 	b := newSealer().NewBuilder(addr.Data, "", nil)
 	for name, bad := range map[string]func() error{
-		"no ids":     func() error { _, err := b.Add(Frame, Stored, nil, 0, nil); return err },
-		"17 ids":     func() error { _, err := b.Add(Frame, Stored, make([]addr.ID, 17), 0, nil); return err },
-		"too long":   func() error { _, err := b.Add(NodeRec, Stored, make([]addr.ID, 1), MaxPlain+1, nil); return err },
+		"no ids":   func() error { _, err := b.Add(Frame, Stored, nil, 0, nil); return err },
+		"17 ids":   func() error { _, err := b.Add(Frame, Stored, make([]addr.ID, 17), 0, nil); return err },
+		"too long": func() error { _, err := b.Add(NodeRec, Stored, make([]addr.ID, 1), MaxPlain+1, nil); return err },
 	} {
 		if bad() == nil {
 			t.Errorf("%s: accepted", name)
