@@ -72,9 +72,10 @@ func TestRegisteredFiles(t *testing.T) {
 
 func TestRegisteredDevices(t *testing.T) {
 	need(t, "losetup")
+	dir := memory(t, "64m")
 	volumetest.Run(t, func(t *testing.T) volumetest.Harness {
 		return registeredHarness(t, t.TempDir(), func(t testing.TB, size int64) string {
-			return attach(t, sparse(t, t.TempDir(), size))
+			return attach(t, sparse(t, dir, size))
 		})
 	})
 }

@@ -73,6 +73,14 @@ func mount(t testing.TB, kind, device string, mkfs ...string) string {
 	return dir
 }
 
+// memory gives a folder in memory, where disks under test sync in no time.
+func memory(t testing.TB, size string) string {
+	t.Helper()
+	dir := t.TempDir()
+	mountAt(t, dir, "-t", "tmpfs", "-o", "size="+size, "none")
+	return dir
+}
+
 // mountAt mounts until the test ends.
 func mountAt(t testing.TB, dir string, args ...string) {
 	t.Helper()
@@ -91,12 +99,10 @@ func filesystem(t testing.TB, kind string) string {
 	case "":
 		return t.TempDir()
 	case "tmpfs":
-		dir := t.TempDir()
-		mountAt(t, dir, "-t", "tmpfs", "-o", "size=64m", "none")
-		return dir
+		return memory(t, "64m")
 	}
 	need(t, "losetup", "mkfs."+kind)
-	device := attach(t, sparse(t, t.TempDir(), 400<<20))
+	device := attach(t, sparse(t, memory(t, "400m"), 400<<20))
 	flags := map[string][]string{"ext4": {"-q", "-F"}, "xfs": {"-q", "-f", "-m", "reflink=1"}, "btrfs": {"-q", "-f"}}
 	return mount(t, kind, device, flags[kind]...)
 }
