@@ -153,5 +153,15 @@ type JobPage struct {
 	Total int
 }
 
-// Exporter is what a streamed export hands out.
-type Exporter = engine.Image
+// Exporter is what a streamed export hands out; Format is what it can be.
+// With these names httpapi needs nothing of the engine.
+type (
+	Exporter = engine.Image
+	Format   = engine.Format
+)
+
+// Export formats.
+const (
+	FormatRaw   = engine.FormatRaw
+	FormatQcow2 = engine.FormatQcow2
+)

@@ -274,9 +274,9 @@ func (h applyJob) Undo(ctx context.Context, run *job.Run, out job.Outcome) error
 			}
 		}
 		if len(mixed) > 0 {
-			out.Info = fmt.Sprintf("%s; volume %s now holds a mixture of two states and is blocked: apply a snapshot to it again",
-				out.Info, strings.Join(mixed, ", "))
-			out.ErrorMessage = out.Info
+			more := fmt.Sprintf("; volume %s now holds a mixture of two states and is blocked: apply a snapshot to it again", strings.Join(mixed, ", "))
+			out.Info += more
+			out.ErrorMessage += more
 		}
 		if err := changeVolumes(tx, params.Volumes, func(v *Volume) { v.Transition = "" }); err != nil {
 			return err

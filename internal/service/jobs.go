@@ -55,14 +55,18 @@ func (s *Service) finish(tx Tx, run *job.Run, out job.Outcome) error {
 
 // outcomeOf is how a job ends that was stopped by cause.
 func outcomeOf(_ job.Job, cause error) job.Outcome {
-	out := job.Outcome{Status: job.Failed}
 	if errors.Is(cause, job.ErrCancelled) {
-		out.Info, out.ErrorCode = "the job was cancelled; what it had begun was undone", wireCode(errs.Conflict)
-	} else {
-		out.Info, out.ErrorCode = errs.Message(cause), wireCode(errs.KindOf(cause))
+		return failed(errs.Conflict, "the job was cancelled; what it had begun was undone")
 	}
-	out.ErrorMessage = out.Info
-	return out
+	return failed(errs.KindOf(cause), errs.Message(cause))
+}
+
+// failed ends a job with a sentence, and the error that the wire makes of it.
+func failed(k errs.Kind, info string) job.Outcome {
+	return job.Outcome{
+		Status: job.Failed, Info: info,
+		ErrorCode: wireCode(k), ErrorMessage: fmt.Sprintf("%s, %s", k, info),
+	}
 }
 
 // wireCode is the code of API.md §5 that a failed job shows.

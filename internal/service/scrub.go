@@ -105,10 +105,9 @@ func scrubOutcome(found engine.ScrubReport) (job.Outcome, error) {
 	}
 	out := job.Outcome{Status: job.Successful, Extra: string(extra)}
 	if n := len(found.Damage) + found.DamageCut; n > 0 || len(found.DamagedPoint) > 0 {
-		out.Status, out.ErrorCode = job.Failed, wireCode(errs.Corrupt)
-		out.Info = fmt.Sprintf("the scrub found %d damaged places that affect %d snapshots; the job's extra lists them; create full snapshots of the volumes concerned and delete the damaged ones",
-			n, len(found.DamagedPoint))
-		out.ErrorMessage = out.Info
+		out = failed(errs.Corrupt, fmt.Sprintf("the scrub found %d damaged places that affect %d snapshots; the job's extra lists them; create full snapshots of the volumes concerned and delete the damaged ones",
+			n, len(found.DamagedPoint)))
+		out.Extra = string(extra)
 	}
 	return out, nil
 }
