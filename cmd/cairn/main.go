@@ -1,23 +1,27 @@
-// Command cairn is the server, its command line and, later, the node: one
-// binary. This package is the wiring; it alone names drivers.
+// Command cairn is the server and its command line: one binary. This package
+// is the wiring; it alone names drivers.
 package main
 
 import (
 	"context"
-	"fmt"
 	"os"
+	"os/signal"
+	"syscall"
 
-	"github.com/spf13/cobra"
+	"cairn/internal/cli"
 )
 
 // version is set by the linker.
 var version = "dev"
 
 func main() {
-	root := &cobra.Command{Use: "cairn", SilenceUsage: true, SilenceErrors: true}
+	os.Exit(execute())
+}
+
+func execute() int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	root := cli.New(cli.Config{Version: version})
 	root.AddCommand(newServeCommand())
-	if err := root.ExecuteContext(context.Background()); err != nil {
-		fmt.Fprintln(os.Stderr, "cairn:", err)
-		os.Exit(1)
-	}
+	return cli.Execute(ctx, root, os.Args[1:])
 }

@@ -9,9 +9,7 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/signal"
 	"path/filepath"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -67,9 +65,7 @@ on SIGTERM or Ctrl-C; jobs that were running go on after the next start.`,
   cairn serve --data-dir ./data --listen 127.0.0.1:7480 --key-file /root/cairn.key`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, os.Interrupt)
-			defer stop()
-			return serve(ctx, c, cmd.ErrOrStderr())
+			return serve(cmd.Context(), c, cmd.ErrOrStderr())
 		},
 	}
 	f := cmd.Flags()
@@ -218,7 +214,7 @@ func (c serveConfig) open(ctx context.Context, dir string, log *slog.Logger) (sv
 		return nil, closers, err
 	}
 	// A folder of its own: a driver sweeps what it did not record as a hold.
-	registered, err := volumefile.NewRegistered(filepath.Join(dir, "holds"), dir)
+	registered, err := volumefile.NewRegistered(filepath.Join(volumes, "registered"), dir)
 	if err != nil {
 		return nil, closers, err
 	}
