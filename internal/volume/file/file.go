@@ -79,7 +79,7 @@ func (d *disks) Size(ctx context.Context, s volume.Spec) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	defer n.f.Close() //nolint:errcheck // read only
+	defer n.f.Close()
 	return n.size, nil
 }
 

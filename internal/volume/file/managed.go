@@ -44,7 +44,7 @@ func (m *Managed) place(s volume.Spec) (place, error) {
 	return place{id: s.ID, path: filepath.Join(m.dir, s.ID+".raw")}, nil
 }
 
-// Capabilities: managed volumes are made here, never registered.
+// Capabilities says that managed volumes are made here, never registered.
 func (m *Managed) Capabilities() volume.Capabilities {
 	return volume.Capabilities{CreateVolumes: true}
 }

@@ -46,7 +46,7 @@ func probe(path string, forbidden []string) (volume.Probe, error) {
 	if err != nil {
 		return volume.Probe{}, probeFailure(path, err)
 	}
-	defer n.f.Close() //nolint:errcheck // read only
+	defer n.f.Close()
 	if n.size == 0 {
 		return volume.Probe{}, errs.New(errs.Invalid, "%s is empty; a volume needs at least one byte", path)
 	}

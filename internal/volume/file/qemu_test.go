@@ -1,6 +1,7 @@
 package file
 
 import (
+	"context"
 	"os/exec"
 	"strings"
 	"testing"
@@ -109,7 +110,9 @@ func TestRunningQEMU(t *testing.T) {
 func serve(t *testing.T, path string, flags []string) {
 	t.Helper()
 	socket := join(t.TempDir(), "s")
-	cmd := exec.Command("timeout", append([]string{"60", "qemu-nbd", "--persistent", "-f", "raw", "-k", socket}, append(flags, path)...)...)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	t.Cleanup(cancel)
+	cmd := exec.CommandContext(ctx, "qemu-nbd", append([]string{"--persistent", "-f", "raw", "-k", socket}, append(flags, path)...)...)
 	ok(t, cmd.Start())
 	t.Cleanup(func() { _ = cmd.Process.Signal(unix.SIGTERM); _ = cmd.Wait() })
 	for range 500 {

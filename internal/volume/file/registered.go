@@ -51,7 +51,7 @@ func (r *Registered) place(s volume.Spec) (place, error) {
 	return place{id: s.ID, path: s.Path, identity: s.Identity}, nil
 }
 
-// Capabilities: registered volumes are found, never made.
+// Capabilities says that registered volumes are found, never made.
 func (r *Registered) Capabilities() volume.Capabilities {
 	return volume.Capabilities{Register: true}
 }

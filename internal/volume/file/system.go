@@ -33,7 +33,7 @@ func heldBySystem(id string, st *unix.Stat_t, writing bool) error {
 	if err != nil {
 		return ioFailure(id, "examine", err)
 	}
-	defer f.Close() //nolint:errcheck // read only
+	defer f.Close()
 	devices := append(partitionsOf(st.Rdev), st.Rdev)
 	at, err := mountedAt(f, func(source string, dev uint64) bool {
 		for _, d := range devices {
