@@ -30,7 +30,7 @@ func (a *api) registerDocs(mux *http.ServeMux) error {
 	// A delete answers with a job, or with dry_run=1 with a plan.
 	schemas := doc.Components.Schemas
 	either := &huma.Schema{OneOf: []*huma.Schema{
-		huma.SchemaFromType(schemas, reflect.TypeFor[jobObject]()), huma.SchemaFromType(schemas, reflect.TypeFor[deletePlan]()),
+		schemas.Schema(reflect.TypeFor[jobObject](), true, ""), schemas.Schema(reflect.TypeFor[deletePlan](), true, ""),
 	}}
 	for _, path := range []string{under("/volume_snapshots"), under("/volume_snapshots/{snapshot_id}")} {
 		doc.Paths[path].Delete.Responses["200"].Content["application/json"].Schema = either

@@ -77,6 +77,7 @@ func statusOf(k errs.Kind) (status int, code string) {
 type parameterError struct {
 	parameter string
 	err       *errs.Error
+	status    int // 0: the kind's
 }
 
 func (e *parameterError) Error() string { return e.err.Error() }
@@ -84,7 +85,7 @@ func (e *parameterError) Unwrap() error { return e.err }
 
 // badParameter makes the error for a request that can never work.
 func badParameter(parameter, format string, args ...any) error {
-	return &parameterError{parameter, errs.New(errs.Invalid, format, args...)}
+	return &parameterError{parameter: parameter, err: errs.New(errs.Invalid, format, args...)}
 }
 
 // newErrorObject encodes err for the request in ctx.
@@ -99,6 +100,9 @@ func newErrorObject(ctx context.Context, err error) *errorObject {
 	}
 	if p, ok := err.(*parameterError); ok {
 		e.Detail = p.parameter
+		if p.status != 0 {
+			e.status = p.status
+		}
 	}
 	return e
 }

@@ -212,7 +212,7 @@ func (f *front) serveJSON(w *writer, r *http.Request) error {
 		return badParameter("body", "the body did not arrive within %s; send it at once", bodyTimeout)
 	case err != nil:
 		w.Header().Set("Connection", "close")
-		return &parameterError{"body", errs.Wrap(errs.Invalid, err, "the body could not be read; send it whole")}
+		return &parameterError{parameter: "body", err: errs.Wrap(errs.Invalid, err, "the body could not be read; send it whole")}
 	}
 	_ = rc.SetReadDeadline(time.Time{})
 	if len(bytes.TrimSpace(body)) == 0 || r.Method == http.MethodGet || r.Method == http.MethodHead {
@@ -335,12 +335,10 @@ func (f *front) unrouted(w *writer, r *http.Request) error {
 		w.WriteHeader(http.StatusNoContent)
 		return nil
 	}
-	err := errs.New(errs.Invalid, "%s does not take %s; use %s", clip(r.URL.Path), clip(r.Method), strings.Join(allow, ", "))
-	requestOf(r.Context()).err = err
-	e := newErrorObject(r.Context(), err)
-	e.status, e.Detail = http.StatusMethodNotAllowed, "method"
-	writeErrorObject(w, e)
-	return nil
+	return &parameterError{
+		parameter: "method", status: http.StatusMethodNotAllowed,
+		err: errs.New(errs.Invalid, "%s does not take %s; use %s", clip(r.URL.Path), clip(r.Method), strings.Join(allow, ", ")),
+	}
 }
 
 // writer remembers what was answered.

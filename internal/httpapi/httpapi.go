@@ -188,7 +188,7 @@ func register[I, O any](a *api, c call, do func(context.Context, *I) (*O, error)
 		Responses: map[string]*huma.Response{"default": {
 			Description: "Error",
 			Content: map[string]*huma.MediaType{"application/json": {
-				Schema: huma.SchemaFromType(a.huma.OpenAPI().Components.Schemas, reflect.TypeFor[errorObject]()),
+				Schema: a.huma.OpenAPI().Components.Schemas.Schema(reflect.TypeFor[errorObject](), true, ""),
 			}},
 		}},
 	}

@@ -111,16 +111,17 @@ func (c *conn) Write(p []byte) (int, error) {
 // p itself.
 func protocolError(p []byte) []byte {
 	line, rest, ok := bytes.Cut(p, []byte("\r\n"))
-	if !ok || !bytes.HasPrefix(line, []byte("HTTP/1.1 ")) {
+	status, fits := bytes.CutPrefix(line, []byte("HTTP/1.1 "))
+	if !ok || !fits || len(status) < 3 {
 		return nil
 	}
-	expect := bytes.HasPrefix(line, []byte("HTTP/1.1 417 ")) // no handler answers so
+	expect := bytes.HasPrefix(status, []byte("417 ")) // no handler answers so
 	if !expect && !bytes.HasPrefix(rest, []byte("Content-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n")) {
 		return nil
 	}
 	e := errorObject{Code: codeInvalid, RequestID: uuid.NewString(), status: http.StatusBadRequest,
 		Message: "Invalid, the request is not valid HTTP; check its first line, its escapes and its headers"}
-	switch string(line[len("HTTP/1.1 "):][:3]) {
+	switch string(status[:3]) {
 	case "431":
 		e.status = http.StatusRequestHeaderFieldsTooLarge
 		e.Message = fmt.Sprintf("Invalid, the address and headers are larger than %d bytes; name fewer ids in one call", maxHeader)
