@@ -78,14 +78,13 @@ on SIGTERM or Ctrl-C; jobs that were running go on after the next start.`,
 	f.IntVar(&c.maxChain, "max-chain", 30, "points of a chain before the next one is a full")
 	f.StringVar(&c.logFormat, "log-format", "text", "text or json")
 	f.StringVar(&c.logLevel, "log-level", "info", "debug, info, warn or error")
-	cmd.MarkFlagRequired("data-dir") //nolint:errcheck // the flag exists
 	return cmd
 }
 
 func (c serveConfig) check() error {
 	switch {
 	case c.dataDir == "":
-		return errs.New(errs.Invalid, "--data-dir is empty; name the folder that is to hold everything")
+		return errs.New(errs.Invalid, "--data-dir is missing; name the folder that is to hold everything")
 	case len(c.zones) == 0:
 		return errs.New(errs.Invalid, "--zone is empty; name at least one zone")
 	case c.workers < 0 || c.workers > 256 || c.jobs < 1 || c.jobs > 64:
