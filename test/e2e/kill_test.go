@@ -253,6 +253,8 @@ func (k *killer) round(t *testing.T, n int) {
 		k.seen[kind+" never begun"]++
 	case j.Status != "successful":
 		t.Fatalf("round %d: %s after kill -9 at %v: job %s is %s: %s", n, kind, delay, j.ID, j.Status, j.Info)
+	case cut.unfinished && cut.taken:
+		k.seen[kind+" resumed from its held instant"]++
 	case cut.unfinished:
 		k.seen[kind+" resumed"]++
 	default:
@@ -260,6 +262,9 @@ func (k *killer) round(t *testing.T, n int) {
 	}
 	if ok {
 		k.settle(t, c, j, cut)
+	}
+	if j.FinishedTime != "" && cut.unfinished && j.FinishedTime < cut.restarted {
+		t.Fatalf("round %d: job %s says it finished at %s, before the restart at %s", n, j.ID, j.FinishedTime, cut.restarted)
 	}
 	k.checkRows(t)
 	if k.r.IntN(5) == 0 {
