@@ -193,7 +193,7 @@ func (r *Runner) claimOne(ctx context.Context) bool {
 		return false
 	}
 	t.slot = func() func() { <-r.slots; return func() { r.slots <- struct{}{} } }
-	go func() {
+	go func() { //nolint:contextcheck // the task carries its contexts, which end at different times
 		defer r.wg.Done()
 		r.execute(t)
 		<-r.slots
@@ -216,7 +216,7 @@ func (r *Runner) Inline(ctx context.Context, j Job, do func(ctx context.Context,
 		t.cancel(errs.Wrap(errs.Invalid, context.Cause(ctx), "the client went away before everything was stored; send it again"))
 	})
 	defer gone()
-	go func() {
+	go func() { //nolint:contextcheck // the task carries its contexts, which end at different times
 		defer r.wg.Done()
 		r.execute(t)
 	}()
@@ -264,7 +264,7 @@ func failure(ctx context.Context, err error) error {
 		return nil
 	}
 	if cause := context.Cause(ctx); cause != nil && !errors.Is(err, ErrFenced) {
-		return fmt.Errorf("%w (%v)", cause, err)
+		return fmt.Errorf("%w (%w)", cause, err)
 	}
 	return err
 }

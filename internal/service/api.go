@@ -153,12 +153,12 @@ type JobPage struct {
 	Total int
 }
 
-// Exporter is what a streamed export hands out; Format is what it can be.
-// With these names httpapi needs nothing of the engine.
-type (
-	Exporter = engine.Image
-	Format   = engine.Format
-)
+// Exporter is what a streamed export hands out.
+type Exporter = engine.Image
+
+// Format is what an export can be. With these names httpapi needs nothing of
+// the engine.
+type Format = engine.Format
 
 // Export formats.
 const (

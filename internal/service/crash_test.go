@@ -160,7 +160,7 @@ func verifyApply(p *process, ids []string, done bool) {
 	}
 }
 
-func verifyClone(p *process, ids []string, done bool) {
+func verifyClone(p *process, _ []string, done bool) {
 	a := p.all()
 	i := slices.IndexFunc(a.volumes, func(v service.Volume) bool { return v.Name == "clone" && v.Status == service.VolumeAvailable })
 	if done != (i >= 0) {
@@ -242,7 +242,7 @@ func crash(w *world, c crashCase, ids []string, before map[string]job.Job, f *fu
 				return true
 			}
 			j, err := p.Job(context.Background(), j.ID)
-			return err == nil && j.Status.Ended() && len(p.all().holders) == 0
+			return err == nil && j.Status.Ended() && p.released()
 		})
 	} else if !errors.Is(err, errDead) {
 		w.t.Fatal(err)

@@ -82,7 +82,9 @@ func (h createJob) Do(ctx context.Context, run *job.Run) error {
 		return err
 	}
 	// The points are real. What fails from here on costs space, never data,
-	// and must not look like a failure of the job.
+	// and must not look like a failure of the job. Nor may the job's end, which
+	// fences this run off, keep it from letting go.
+	ctx = context.WithoutCancel(ctx)
 	if err := session.Committed(ctx); err != nil {
 		run.Log.Warn("publish the session's chunks to the index", "error", err)
 	}

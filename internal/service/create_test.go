@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"cairn/internal/chain"
 	"cairn/internal/errs"
@@ -68,7 +69,7 @@ func TestAFullThatWasNotAskedForSaysWhy(t *testing.T) {
 		{"the volume was resized", func(p *process, v, _ string) { p.good(p.resize(volumeSize*2, v)) }, "size of"},
 		{"the parent's manifest is gone", func(p *process, _, head string) { p.mover.damaged[head] = true }, "cannot be read"},
 		{"a node of the parent is damaged", func(p *process, _, head string) { p.mover.deep[head] = true }, "cannot be read"},
-		{"the parent was found damaged", func(p *process, v, head string) {
+		{"the parent was found damaged", func(p *process, _, head string) {
 			p.mover.damaged[head] = true
 			j, err := p.Scrub(context.Background(), zone, "")
 			p.bad("1 damaged", j, err)
@@ -313,5 +314,23 @@ func TestUndoWaitsForTheRepository(t *testing.T) {
 		p.f.fail("Put", nil)
 		p.f.fail("DiscardSession", nil)
 		p.bad("an internal error happened", j, nil)
+	})
+}
+
+// The worker that notices the end of its own job in the row must still let go
+// of the instant.
+func TestTheEndOfAJobDoesNotKeepItFromLettingGo(t *testing.T) {
+	in(t, func(t *testing.T, p *process) {
+		p.w.disk.reflink = true
+		v := p.volumes(1)[0]
+		p.mover.published = func(ctx context.Context) {
+			// Progress is written twice a second: give it time to be refused.
+			select {
+			case <-ctx.Done():
+				t.Error("the end of the job stopped its handler")
+			case <-time.After(1500 * time.Millisecond):
+			}
+		}
+		p.point(v)
 	})
 }

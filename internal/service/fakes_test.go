@@ -315,6 +315,8 @@ type mover struct {
 	damaged map[string]bool // snapshots that cannot be read
 	deep    map[string]bool // the same, but VerifyReadable does not notice
 	during  func()          // called in the middle of a capture and of a restore
+	// published is called in the middle of Session.Committed.
+	published func(ctx context.Context)
 }
 
 func (m *mover) pause() {
@@ -337,7 +339,10 @@ type session struct {
 
 func (s *session) Close() error { return nil }
 
-func (s *session) Committed(context.Context) error {
+func (s *session) Committed(ctx context.Context) error {
+	if s.m.published != nil {
+		s.m.published(ctx)
+	}
 	return s.m.f.do("Committed", func() error { return nil })
 }
 

@@ -49,7 +49,7 @@ func (m *model) act(t *rapid.T, do func() (job.Job, error)) (j job.Job, ok bool)
 				return true
 			}
 			got, err := m.p.Job(context.Background(), j.ID)
-			return err == nil && got.Status.Ended() && len(m.p.all().holders) == 0
+			return err == nil && got.Status.Ended() && m.p.released()
 		})
 	}
 	if m.p.f.isDead() {

@@ -3,6 +3,7 @@ package service_test
 import (
 	"context"
 	"encoding/json"
+	"flag"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -23,7 +24,14 @@ import (
 	"cairn/internal/volume"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	// A history takes a second, as each step waits for the disk; -rapid.checks
+	// asks for more of them.
+	if err := flag.Set("rapid.checks", "10"); err != nil {
+		panic(err)
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // zone is the only zone of the tests.
 const zone = "ac1"
@@ -175,12 +183,18 @@ const patience = 60 * time.Second
 // until waits for ok.
 func (p *process) until(what string, ok func() bool) {
 	p.t.Helper()
-	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(200 * time.Microsecond) {
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(500 * time.Microsecond) {
 		if ok() {
 			return
 		}
 	}
-	p.t.Fatalf("waited in vain for %s", what)
+	a := p.all()
+	for _, j := range a.jobs {
+		if !j.Status.Ended() {
+			p.t.Logf("unfinished: %+v, state %s", j, j.State)
+		}
+	}
+	p.t.Fatalf("waited in vain for %s; holders: %v", what, a.holders)
 }
 
 // wait waits until a job has ended.
@@ -227,7 +241,7 @@ func (p *process) idle() {
 		if err != nil {
 			p.t.Fatal(err)
 		}
-		return len(jobs) == 0 && len(p.all().holders) == 0
+		return len(jobs) == 0 && p.released()
 	})
 }
 
@@ -384,6 +398,20 @@ func (p *process) all() (a all) {
 		p.t.Fatal(err)
 	}
 	return a
+}
+
+// released reports whether nobody has a lock or a pin.
+func (p *process) released() bool {
+	p.t.Helper()
+	var holders []string
+	err := p.store.View(context.Background(), func(tx service.Tx) (err error) {
+		holders, err = tx.Holders()
+		return err
+	})
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return len(holders) == 0
 }
 
 // check holds whenever no job is unfinished.
