@@ -5,8 +5,9 @@ SHELL := bash
 MAKEFLAGS += --no-print-directory
 
 # A clone that belongs to another user must build too; the version is stamped
-# by scripts/build.sh instead.
-export GOFLAGS := -buildvcs=false $(GOFLAGS)
+# by scripts/build.sh instead. The tags are those of the static binary (see
+# there); tests have them too, so that the libraries are compiled only once.
+export GOFLAGS := -buildvcs=false -tags=netgo,osusergo $(GOFLAGS)
 # Tests of the binary take this one instead of building their own.
 export CAIRN_BIN := $(CURDIR)/bin/cairn
 

@@ -22,11 +22,11 @@ links_statically() {
 }
 
 if [ "${CGO_ENABLED:-1}" != 0 ] && links_statically; then
-	CGO_ENABLED=1 go build -trimpath -tags netgo,osusergo \
+	CGO_ENABLED=1 go build -buildvcs=false -tags netgo,osusergo \
 		-ldflags "$ldflags -linkmode external -extldflags -static" -o "$out" ./cmd/cairn
 	how="libzstd"
 else
-	CGO_ENABLED=0 go build -trimpath -ldflags "$ldflags" -o "$out" ./cmd/cairn
+	CGO_ENABLED=0 go build -buildvcs=false -tags netgo,osusergo -ldflags "$ldflags" -o "$out" ./cmd/cairn
 	how="pure Go: no C compiler that links statically"
 fi
 echo "built $out $version ($how)"

@@ -331,6 +331,14 @@ step "Day 3 is still whole, beside the live branch"
 fetch "$api/volume_snapshots/$day3/export?format=raw" "$work/export.raw"
 compare day3 "$work/export.raw" "the export of day 3"
 
+if command -v qemu-img >/dev/null; then
+	fetch "$api/volume_snapshots/$day3/export?format=qcow2" "$work/export.qcow2"
+	timeout 120 qemu-img check -q "$work/export.qcow2" || fail "qemu-img finds fault with the qcow2 export"
+	timeout 120 qemu-img compare -q -F qcow2 "$work/day3.raw" "$work/export.qcow2" || fail "the qcow2 export differs from day 3"
+	echo "   EQUAL: the export of day 3 as qcow2 = the disk of day3, says qemu-img"
+	rm "$work/export.qcow2"
+fi
+
 step "A new volume from day 1"
 call POST "$api/volume_snapshots/create_volume/$day1" '{"volume_name":"a clone of day 1"}'
 job
@@ -357,8 +365,8 @@ compare day4 "$disk" "the live disk, which the delete must not touch,"
 step "Scrub: every stored byte is read and checked"
 call POST $api/repository/scrub
 job
-jq -r .extra "$answer" | head -c 400
-echo
+jq -r '.extra | fromjson | "   \(.points) points, \(.blobs) blobs, \(.chunks) chunks, \(.nodes) nodes, \(.bytes_read) bytes read"' "$answer"
+expect "the number of damages found" "$(jq -r '.extra | fromjson | .damage | length' "$answer")" 0
 cli scrub
 
 step "Done"
