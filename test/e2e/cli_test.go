@@ -247,7 +247,7 @@ func (c *cliTour) qcow2(t *testing.T, raw string) {
 	image := filepath.Join(c.dir, "out.qcow2")
 	for _, args := range [][]string{
 		{"check", "-f", "qcow2", image},
-		{"compare", "-s", "-f", "raw", "-F", "qcow2", raw, image},
+		{"compare", "-f", "raw", "-F", "qcow2", raw, image},
 	} {
 		ctx, cancel := context.WithTimeout(context.Background(), toolLimit)
 		out, err := exec.CommandContext(ctx, "qemu-img", args...).CombinedOutput()

@@ -20,6 +20,7 @@ import (
 // clone and delete. After each restart every job ends well, the rows are as
 // the model says, and no volume and no point holds a mixture.
 func TestKill(t *testing.T) {
+	t.Parallel() // it mostly waits for the disk
 	kills := 200
 	if harness.Long() {
 		kills = 1000
@@ -30,6 +31,7 @@ func TestKill(t *testing.T) {
 // TestKillWithReflinks is the same on a filesystem that can hold an instant
 // durably, so that a resumed point must show the moment before the kill.
 func TestKillWithReflinks(t *testing.T) {
+	t.Parallel()
 	kills := 40
 	if harness.Long() {
 		kills = 200

@@ -30,6 +30,7 @@ var volumeSizes = []int64{
 // bytes. After each step every row is as the model says and every live point
 // reads back byte for byte; at the end of a history also by rollback and clone.
 func TestOracle(t *testing.T) {
+	t.Parallel()
 	checks, steps := "5", "40"
 	if harness.Long() {
 		checks, steps = "60", "80"
