@@ -355,7 +355,15 @@ func serve(t testing.TB, f *fake, change func(*httpapi.Config)) *server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var served sync.WaitGroup
+	var served, open sync.WaitGroup
+	s.http.ConnState = func(_ net.Conn, state http.ConnState) {
+		switch state {
+		case http.StateNew:
+			open.Add(1)
+		case http.StateClosed, http.StateHijacked:
+			open.Done()
+		}
+	}
 	for _, at := range []struct {
 		network, address string
 		out              *string
@@ -370,6 +378,7 @@ func serve(t testing.TB, f *fake, change func(*httpapi.Config)) *server {
 	t.Cleanup(func() {
 		s.http.Close()
 		served.Wait()
+		open.Wait() // net/http lingers after some refusals
 		os.RemoveAll(dir)
 	})
 	return s
