@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"encoding/json"
+	"errors"
 	"net/url"
 	"slices"
 	"strings"
@@ -131,8 +132,8 @@ func FuzzBody(f *testing.F) {
 			if err == nil {
 				continue
 			}
-			p, ok := err.(*parameterError)
-			if !ok || p.parameter == "" || p.err.Msg == "" || !utf8.ValidString(p.err.Msg) {
+			var p *parameterError
+			if !errors.As(err, &p) || p.parameter == "" || p.err.Msg == "" || !utf8.ValidString(p.err.Msg) {
 				t.Fatalf("%q: %#v", data, err)
 			}
 		}

@@ -3,6 +3,7 @@ package httpapi
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"strconv"
@@ -22,8 +23,8 @@ const (
 	codeDepends     = "5400"
 )
 
-// errorObject is the body of every answer that is not 2xx.
-type errorObject struct {
+// wireError is the body of every answer that is not 2xx.
+type wireError struct {
 	_         struct{} `additionalProperties:"true"`
 	Code      string   `json:"code" example:"2100" doc:"1100 bad parameter · 1400 denied, or the state forbids it · 2100 not found · 2110 exists · 2500 quota · 5000 internal · 5100 busy · 5400 something depends on it"`
 	Message   string   `json:"message" doc:"The kind of error, a comma, and a sentence that names the object and what to do."`
@@ -34,13 +35,13 @@ type errorObject struct {
 }
 
 // Error and GetStatus make it huma's StatusError, so that huma writes it as it is.
-func (e *errorObject) Error() string { return e.Message }
+func (e *wireError) Error() string { return e.Message }
 
 // GetStatus is the HTTP status.
-func (e *errorObject) GetStatus() int { return e.status }
+func (e *wireError) GetStatus() int { return e.status }
 
 // GetHeaders tells a client that was turned away when to come back.
-func (e *errorObject) GetHeaders() http.Header {
+func (e *wireError) GetHeaders() http.Header {
 	if e.status == http.StatusServiceUnavailable {
 		return http.Header{"Retry-After": {"1"}}
 	}
@@ -88,17 +89,18 @@ func badParameter(parameter, format string, args ...any) error {
 	return &parameterError{parameter: parameter, err: errs.New(errs.Invalid, format, args...)}
 }
 
-// newErrorObject encodes err for the request in ctx.
-func newErrorObject(ctx context.Context, err error) *errorObject {
+// newWireError encodes err for the request in ctx.
+func newWireError(ctx context.Context, err error) *wireError {
 	k := errs.KindOf(err)
 	status, code := statusOf(k)
-	e := &errorObject{
+	e := &wireError{
 		Code:      code,
 		Message:   fmt.Sprintf("%s, %s", k, errs.Message(err)),
 		RequestID: requestOf(ctx).id,
 		status:    status,
 	}
-	if p, ok := err.(*parameterError); ok {
+	var p *parameterError
+	if errors.As(err, &p) {
 		e.Detail = p.parameter
 		if p.status != 0 {
 			e.status = p.status
@@ -111,11 +113,11 @@ func newErrorObject(ctx context.Context, err error) *errorObject {
 // limits before it.
 func writeError(w http.ResponseWriter, r *http.Request, err error) {
 	requestOf(r.Context()).err = err
-	e := newErrorObject(r.Context(), err)
-	writeErrorObject(w, e)
+	e := newWireError(r.Context(), err)
+	writeWireError(w, e)
 }
 
-func writeErrorObject(w http.ResponseWriter, e *errorObject) {
+func writeWireError(w http.ResponseWriter, e *wireError) {
 	body, err := json.Marshal(e)
 	if err != nil { // four strings always encode
 		panic(err)

@@ -97,7 +97,7 @@ func (f *front) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 			f.panicked(w, r, cause)
 		}
 		f.report(w, r, req, time.Since(start), cause != nil)
-		if cause != nil && (w.cut || cause == http.ErrAbortHandler) {
+		if cause != nil && (w.cut || isAbort(cause)) {
 			panic(http.ErrAbortHandler) // net/http closes the connection
 		}
 	}()
@@ -124,7 +124,7 @@ func refuse(w *writer, r *http.Request, err error) {
 // panicked answers in the place of a handler that panicked. An answer that
 // has begun is cut.
 func (f *front) panicked(w *writer, r *http.Request, cause any) {
-	if cause == http.ErrAbortHandler {
+	if isAbort(cause) {
 		return // a stream that broke; its handler has noted why
 	}
 	f.log.ErrorContext(r.Context(), "a handler panicked",
@@ -134,6 +134,12 @@ func (f *front) panicked(w *writer, r *http.Request, cause any) {
 		return
 	}
 	writeError(w, r, errs.New(errs.Internal, ""))
+}
+
+// isAbort tells a handler's wish to cut the connection from a bug.
+func isAbort(cause any) bool {
+	err, ok := cause.(error)
+	return ok && errors.Is(err, http.ErrAbortHandler)
 }
 
 // report writes the one log line of a request.

@@ -2,7 +2,7 @@
 // service, and encodes the answer. Every quirk of API.md ends here.
 //
 // Invariants:
-//   - every answer that is not 2xx is an errorObject as JSON, whoever refuses:
+//   - every answer that is not 2xx is an wireError as JSON, whoever refuses:
 //     the service, the decoder, the router, the limits, or net/http itself
 //     (see Listener);
 //   - only a request that came through the unix socket may name a path on the
@@ -188,7 +188,7 @@ func register[I, O any](a *api, c call, do func(context.Context, *I) (*O, error)
 		Responses: map[string]*huma.Response{"default": {
 			Description: "Error",
 			Content: map[string]*huma.MediaType{"application/json": {
-				Schema: a.huma.OpenAPI().Components.Schemas.Schema(reflect.TypeFor[errorObject](), true, ""),
+				Schema: a.huma.OpenAPI().Components.Schemas.Schema(reflect.TypeFor[wireError](), true, ""),
 			}},
 		}},
 	}
@@ -199,7 +199,7 @@ func register[I, O any](a *api, c call, do func(context.Context, *I) (*O, error)
 		out, err := do(ctx, in)
 		if err != nil {
 			requestOf(ctx).err = err
-			return nil, newErrorObject(ctx, err)
+			return nil, newWireError(ctx, err)
 		}
 		return out, nil
 	})

@@ -22,7 +22,7 @@ func TestBodyLimit(t *testing.T) {
 		head, tail := `{"resources":["vol-A"],"snapshot_name":"n","padding":"`, `"}`
 		return head + strings.Repeat("x", n-len(head)-len(tail)) + tail
 	}
-	if a := s.do(t, "POST", target, "", fill(1<<20)); a.StatusCode != 200 {
+	if a := s.do(t, "POST", target, "", fill(1<<20)); a.StatusCode != http.StatusOK {
 		t.Errorf("exactly 1 MiB: %d %s", a.StatusCode, a.body)
 	}
 	f.take()
@@ -40,7 +40,7 @@ func TestBodyLimit(t *testing.T) {
 			t.Errorf("%s: %v", says, err)
 			continue
 		}
-		if a.StatusCode != 413 || a.cut != nil || !a.Close {
+		if a.StatusCode != http.StatusRequestEntityTooLarge || a.cut != nil || !a.Close {
 			t.Errorf("%s: %s, %v, close %v", says, a.Status, a.cut, a.Close)
 		}
 		checkError(t, a, "1100")
@@ -77,7 +77,7 @@ func TestBodyThatStops(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
-	if resp.StatusCode != 400 || f.take() != nil {
+	if resp.StatusCode != http.StatusBadRequest || f.take() != nil {
 		t.Errorf("half a body: %s", resp.Status)
 	}
 }
@@ -89,7 +89,7 @@ func TestConcurrencyLimit(t *testing.T) {
 	var wait sync.WaitGroup
 	for range 2 {
 		wait.Go(func() {
-			if a := s.do(t, "GET", zone+"/jobs", "", ""); a.StatusCode != 200 {
+			if a := s.do(t, "GET", zone+"/jobs", "", ""); a.StatusCode != http.StatusOK {
 				t.Errorf("a call within the limit: %d", a.StatusCode)
 			}
 		})
@@ -98,25 +98,25 @@ func TestConcurrencyLimit(t *testing.T) {
 		reached += len(f.take())
 	}
 	a := s.do(t, "GET", zone+"/jobs", "", "")
-	if a.StatusCode != 503 || a.Header.Get("Retry-After") == "" {
+	if a.StatusCode != http.StatusServiceUnavailable || a.Header.Get("Retry-After") == "" {
 		t.Errorf("one too many: %s", a.Status)
 	}
 	checkError(t, a, "5100")
-	if a := s.do(t, "GET", "/healthz", "", ""); a.StatusCode != 200 {
+	if a := s.do(t, "GET", "/healthz", "", ""); a.StatusCode != http.StatusOK {
 		t.Errorf("healthz of a busy server: %d", a.StatusCode)
 	}
 
 	lines, leave := s.follow(t, zone+"/notifier/stream") // streams have a limit of their own
 	event(t, lines)
 	a = s.do(t, "GET", zone+"/notifier/stream", "", "")
-	if a.StatusCode != 503 {
+	if a.StatusCode != http.StatusServiceUnavailable {
 		t.Errorf("one stream too many: %s", a.Status)
 	}
 	checkError(t, a, "5100")
 	leave()
 	close(f.block)
 	wait.Wait()
-	if a := s.do(t, "GET", zone+"/jobs", "", ""); a.StatusCode != 200 {
+	if a := s.do(t, "GET", zone+"/jobs", "", ""); a.StatusCode != http.StatusOK {
 		t.Errorf("afterwards: %d", a.StatusCode)
 	}
 }
@@ -158,10 +158,10 @@ func TestForeignPages(t *testing.T) {
 		}
 	}
 	raw := "GET " + zone + "/jobs HTTP/1.0\r\n\r\n"
-	if a := send(t, "tcp", s.tcp, "GET", raw); a.StatusCode != 200 {
+	if a := send(t, "tcp", s.tcp, "GET", raw); a.StatusCode != http.StatusOK {
 		t.Errorf("HTTP/1.0 without a Host: %d", a.StatusCode)
 	}
-	if a := s.doUnix(t, "GET", zone+"/jobs", "", ""); a.StatusCode != 200 {
+	if a := s.doUnix(t, "GET", zone+"/jobs", "", ""); a.StatusCode != http.StatusOK {
 		t.Errorf("any Host on the unix socket: %d", a.StatusCode)
 	}
 }

@@ -2,6 +2,7 @@ package httpapi_test
 
 import (
 	"encoding/json"
+	"net/http"
 	"strings"
 	"testing"
 	"time"
@@ -137,7 +138,7 @@ func TestRegisterThroughTheSocket(t *testing.T) {
 	s := serve(t, f, nil)
 	target := zone + "/volumes/register"
 	a := s.doUnix(t, "POST", target, "", `{"path":"/dev/sdb","volume_name":"v","description":"d"}`)
-	if a.StatusCode != 200 || a.object(t)["path"] != pathKey {
+	if a.StatusCode != http.StatusOK || a.object(t)["path"] != pathKey {
 		t.Errorf("%d %s", a.StatusCode, a.body)
 	}
 	checkDocumented(t, document(t, s), "POST", target, a)

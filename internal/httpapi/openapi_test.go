@@ -99,7 +99,7 @@ func checkDocumented(t testing.TB, doc *openapi3.T, method, target string, a ans
 	op := operation(doc, method, target)
 	switch {
 	case a.StatusCode >= 300:
-		schema = doc.Components.Schemas["ErrorObject"].Value
+		schema = doc.Components.Schemas["WireError"].Value
 	case op == nil:
 		t.Errorf("%s %s is answered with %d but not documented", method, target, a.StatusCode)
 		return

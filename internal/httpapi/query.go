@@ -133,10 +133,10 @@ func (s integer) natural(parameter string, def int) (int, error) {
 		return 0, badParameter(parameter, "%s is %q; send a whole number that is not negative", parameter, clip(t))
 	}
 	n, err := strconv.Atoi(t)
-	if err != nil {
+	if errors.Is(err, strconv.ErrRange) {
 		return math.MaxInt, nil
 	}
-	return n, nil
+	return n, err
 }
 
 // int64 reads a number that must fit; "" is ok=false.

@@ -93,7 +93,7 @@ func (c *conn) CloseWrite() error {
 	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
 		return half.CloseWrite()
 	}
-	return c.Conn.Close()
+	return c.Close()
 }
 
 func (c *conn) Write(p []byte) (int, error) {
@@ -119,7 +119,7 @@ func protocolError(p []byte) []byte {
 	if !expect && !bytes.HasPrefix(rest, []byte("Content-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n")) {
 		return nil
 	}
-	e := errorObject{Code: codeInvalid, RequestID: uuid.NewString(), status: http.StatusBadRequest,
+	e := wireError{Code: codeInvalid, RequestID: uuid.NewString(), status: http.StatusBadRequest,
 		Message: "Invalid, the request is not valid HTTP; check its first line, its escapes and its headers"}
 	switch string(status[:3]) {
 	case "431":

@@ -37,7 +37,7 @@ func (s *server) follow(t *testing.T, target string) (lines *bufio.Scanner, leav
 	if err != nil {
 		t.Fatal(err)
 	}
-	if resp.StatusCode != 200 || resp.Header.Get("Content-Type") != "text/event-stream" {
+	if resp.StatusCode != http.StatusOK || resp.Header.Get("Content-Type") != "text/event-stream" {
 		t.Fatalf("%s, Content-Type %q", resp.Status, resp.Header.Get("Content-Type"))
 	}
 	return bufio.NewScanner(resp.Body), func() { c.Close() }
@@ -110,7 +110,7 @@ func TestEventsEndWithTheServer(t *testing.T) {
 
 func TestEventsOfHEAD(t *testing.T) {
 	s := serve(t, newFake(), nil)
-	if a := s.do(t, "HEAD", zone+"/notifier/stream", "", ""); a.StatusCode != 200 || a.Header.Get("Content-Type") != "text/event-stream" {
+	if a := s.do(t, "HEAD", zone+"/notifier/stream", "", ""); a.StatusCode != http.StatusOK || a.Header.Get("Content-Type") != "text/event-stream" {
 		t.Errorf("%d %q", a.StatusCode, a.Header.Get("Content-Type"))
 	}
 }
@@ -136,7 +136,7 @@ func TestExports(t *testing.T) {
 		for _, method := range []string{"GET", "HEAD"} {
 			f.image = newImage(size, -1)
 			a := s.do(t, method, zone+c.target, "", "")
-			if a.StatusCode != 200 || a.ContentLength != c.length || a.cut != nil {
+			if a.StatusCode != http.StatusOK || a.ContentLength != c.length || a.cut != nil {
 				t.Errorf("%s %s: %s, length %d, %v", method, c.target, a.Status, a.ContentLength, a.cut)
 			}
 			if d := a.Header.Get("Content-Disposition"); d != `attachment; filename="`+c.name+`"` {
@@ -158,7 +158,7 @@ func TestExports(t *testing.T) {
 	}
 	for _, target := range []string{"/volumes/vol-A/export?format=vmdk", "/volumes/:volume_id/export", "/volume_snapshots/ss-A,ss-B/export"} {
 		a := s.do(t, "GET", zone+target, "", "")
-		if a.StatusCode != 400 {
+		if a.StatusCode != http.StatusBadRequest {
 			t.Errorf("%s: %d", target, a.StatusCode)
 		}
 		checkError(t, a, "1100")
@@ -186,7 +186,7 @@ func TestExportThatFails(t *testing.T) {
 		f.image = newImage(300_000, 0)
 		a := s.do(t, "GET", zone+"/volumes/vol-A/export?format="+format, "", "")
 		<-f.image.closed
-		if a.StatusCode != 500 || a.Header.Get("Content-Disposition") != "" {
+		if a.StatusCode != http.StatusInternalServerError || a.Header.Get("Content-Disposition") != "" {
 			t.Errorf("%s: a failure before the first byte: %s", format, a.Status)
 		}
 		checkError(t, a, "5000")
@@ -229,7 +229,7 @@ func TestImport(t *testing.T) {
 	} {
 		f.stored = nil
 		a := send(t, "tcp", s.tcp, "POST", raw)
-		if a.StatusCode != 200 || !bytes.Equal(f.stored, []byte(data)) {
+		if a.StatusCode != http.StatusOK || !bytes.Equal(f.stored, []byte(data)) {
 			t.Errorf("%s: %s, %d bytes stored\n%s", says, a.Status, len(f.stored), a.body)
 		}
 		if diff := cmp.Diff(want, f.take()); diff != "" {
@@ -245,7 +245,7 @@ func TestImport(t *testing.T) {
 		"type in words":     rawRequest("POST", zone+"/volumes/import?volume_name=v&volume_type=ssd", "Host: localhost\r\n", data),
 	} {
 		a := send(t, "tcp", s.tcp, "POST", raw)
-		if a.StatusCode != 400 {
+		if a.StatusCode != http.StatusBadRequest {
 			t.Errorf("%s: %s", says, a.Status)
 		}
 		checkError(t, a, "1100")

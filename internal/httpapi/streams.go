@@ -92,14 +92,14 @@ func export(ctx context.Context, zone, parameter, example, path, format string,
 		return nil, err
 	}
 	requestOf(ctx).note(slog.String("export", id), slog.String("format", string(f)))
-	return &streamOutput{Body: func(c huma.Context) { sendImage(c, image, id, f) }}, nil
+	return &streamOutput{Body: func(c huma.Context) { sendImage(ctx, c, image, id, f) }}, nil
 }
 
 // sendImage streams and closes image. Once a byte is out, a failure cuts the
 // connection: a reader must never take part of a volume for the whole.
-func sendImage(c huma.Context, image engine.Image, id string, f engine.Format) {
+func sendImage(ctx context.Context, c huma.Context, image engine.Image, id string, f engine.Format) {
 	r, w := humago.Unwrap(c)
-	req := requestOf(r.Context())
+	req := requestOf(ctx)
 	out := &counted{w: w, control: http.NewResponseController(w)}
 	err := func() error {
 		h := w.Header()
@@ -112,7 +112,7 @@ func sendImage(c huma.Context, image engine.Image, id string, f engine.Format) {
 		if r.Method == http.MethodHead {
 			return nil
 		}
-		if err := image.WriteTo(r.Context(), out, f); err != nil {
+		if err := image.WriteTo(ctx, out, f); err != nil {
 			return err
 		}
 		if f == engine.FormatRaw && out.n != image.SizeBytes() {
@@ -149,7 +149,7 @@ func (c *counted) Write(p []byte) (int, error) {
 
 // events streams the zone's jobs as they change status: hb first and then
 // regularly, message for each change.
-func (a *api) events(_ context.Context, in *Zoned) (*streamOutput, error) {
+func (a *api) events(ctx context.Context, in *Zoned) (*streamOutput, error) {
 	return &streamOutput{Body: func(c huma.Context) {
 		r, w := humago.Unwrap(c)
 		h := w.Header()
@@ -159,8 +159,8 @@ func (a *api) events(_ context.Context, in *Zoned) (*streamOutput, error) {
 		if r.Method == http.MethodHead {
 			return
 		}
-		if err := a.sendEvents(r.Context(), w, in.Zone); err != nil {
-			requestOf(r.Context()).err = err
+		if err := a.sendEvents(ctx, w, in.Zone); err != nil {
+			requestOf(ctx).err = err
 		}
 	}}, nil
 }

@@ -119,7 +119,7 @@ func TestAllowAndOptions(t *testing.T) {
 			}
 		}
 	}
-	if a := s.do(t, "OPTIONS", "/nothing", "", ""); a.StatusCode != 404 {
+	if a := s.do(t, "OPTIONS", "/nothing", "", ""); a.StatusCode != http.StatusNotFound {
 		t.Errorf("OPTIONS of nothing: %d", a.StatusCode)
 	}
 	if calls := f.take(); calls != nil {
@@ -190,14 +190,14 @@ func TestPanicIsAnswered(t *testing.T) {
 	s := serve(t, f, nil)
 	a := s.do(t, "GET", zone+"/volumes", "", "")
 	checkError(t, a, "5000")
-	if a.StatusCode != 500 || strings.Contains(string(a.body), "oops") {
+	if a.StatusCode != http.StatusInternalServerError || strings.Contains(string(a.body), "oops") {
 		t.Errorf("%d %s", a.StatusCode, a.body)
 	}
 	if log := s.log.String(); !strings.Contains(log, "oops") || !strings.Contains(log, "fake_test.go") {
 		t.Errorf("the log lacks the panic and its stack:\n%s", log)
 	}
 	f.panics = nil
-	if a := s.do(t, "GET", zone+"/volumes", "", ""); a.StatusCode != 200 {
+	if a := s.do(t, "GET", zone+"/volumes", "", ""); a.StatusCode != http.StatusOK {
 		t.Errorf("afterwards: %d", a.StatusCode)
 	}
 }
