@@ -113,12 +113,16 @@ func (t *tx) addCounts(deltas map[countKey]int64) error {
 	return nil
 }
 
-// counts reads the counters of one list; empty ones are left out.
-func (t *tx) counts(sc scope, key string) ([]countRow, error) {
+// counts reads the counters of one list, zone "" = all; empty ones are left
+// out.
+func (t *tx) counts(sc scope, key, zone string) ([]countRow, error) {
 	var rows []countRow
-	err := t.db.NewSelect().Model(&rows).
-		Where("scope = ?", sc).Where("key = ?", key).Where("n > 0").Scan(t.ctx)
-	if err != nil {
+	q := t.db.NewSelect().Model(&rows).
+		Where("scope = ?", sc).Where("key = ?", key).Where("n > 0")
+	if zone != "" {
+		q = q.Where("zone = ?", zone)
+	}
+	if err := q.Scan(t.ctx); err != nil {
 		return nil, fmt.Errorf("read the counts of snapshots: %w", explain(err))
 	}
 	return rows, nil

@@ -1,9 +1,11 @@
 package metadb
 
 import (
+	"bytes"
 	"database/sql"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/uptrace/bun"
 
@@ -129,14 +131,18 @@ func (t *tx) dropEntry(l listed) error {
 	return nil
 }
 
-// searchPage answers a filter with a zone and a search word from the blocks.
-func (t *tx) searchPage(f service.SnapshotFilter) (ids []string, total int, err error) {
-	columns := "id, flags, keys"
-	scoped := f.ResourceID != "" || f.RootID != ""
-	if scoped {
-		columns += ", refs"
+// pageOfBlocks answers a filter with a zone and no ids from the blocks. Without
+// a search word it stops at the page's end: total is then no total.
+func (t *tx) pageOfBlocks(f service.SnapshotFilter) (ids []string, total int, err error) {
+	// Not read: the column is empty, not absent.
+	columns := []string{"id", "flags", "x''", "x''"}
+	if f.Search != "" {
+		columns[2] = "keys"
 	}
-	rows, err := t.db.QueryContext(t.ctx, "SELECT "+columns+
+	if f.ResourceID != "" || f.RootID != "" {
+		columns[3] = "refs"
+	}
+	rows, err := t.db.QueryContext(t.ctx, "SELECT "+strings.Join(columns, ", ")+
 		" FROM snapshot_search WHERE zone = ? ORDER BY last_time DESC, last_id", f.Zone)
 	if err != nil {
 		return nil, 0, fmt.Errorf("search snapshots: %w", explain(err))
@@ -144,25 +150,18 @@ func (t *tx) searchPage(f service.SnapshotFilter) (ids []string, total int, err 
 	defer func() { err = errors.Join(err, rows.Close()) }()
 
 	s := newSearch(f)
-	for rows.Next() {
+	for rows.Next() && (f.Search != "" || s.total < s.end) {
 		// RawBytes: valid until Next, not copied.
 		var id int64
 		var flags, keys, refs sql.RawBytes
-		into := []any{&id, &flags, &keys}
-		if scoped {
-			into = append(into, &refs)
-		}
-		if err := rows.Scan(into...); err != nil {
+		if err := rows.Scan(&id, &flags, &keys, &refs); err != nil {
 			return nil, 0, fmt.Errorf("search snapshots: %w", explain(err))
 		}
 		if err := s.block(id, flags, keys, refs); err != nil {
 			return nil, 0, blockDamaged(err)
 		}
 	}
-	if err := rows.Err(); err != nil {
-		return nil, 0, fmt.Errorf("search snapshots: %w", explain(err))
-	}
-	if err := rows.Close(); err != nil {
+	if err := errors.Join(rows.Err(), rows.Close()); err != nil {
 		return nil, 0, fmt.Errorf("search snapshots: %w", explain(err))
 	}
 	ids, err = t.idsAt(s.page)
@@ -177,18 +176,19 @@ type place struct {
 
 // search counts matches and keeps those of one page.
 type search struct {
-	word           []byte
+	word           []byte // empty: all match
 	wanted         [256]bool
-	resource, root string
+	resource, root []byte // empty: any
 	offset, end    int
 
 	total int
 	page  []place
+	other []bool // scratch of one block: entries of other resources or roots
 }
 
 func newSearch(f service.SnapshotFilter) *search {
 	s := &search{
-		word: []byte(fold(f.Search)), resource: f.ResourceID, root: f.RootID,
+		word: []byte(fold(f.Search)), resource: []byte(f.ResourceID), root: []byte(f.RootID),
 		offset: f.Offset, end: f.Offset + f.Limit,
 	}
 	for _, st := range wantedStatuses(f) {
@@ -201,46 +201,77 @@ func newSearch(f service.SnapshotFilter) *search {
 	return s
 }
 
-// block searches one block.
+// block looks through one block.
 func (s *search) block(id int64, flags, keys, refs []byte) error {
-	var es []entry // decoded at the first match that needs them
-	var broken error
-	err := match(flags, keys, s.word, &s.wanted, func(i int) {
-		if refs != nil && es == nil {
-			es, broken = decodeRefs(refs, len(flags))
+	s.other = s.other[:0]
+	if len(s.resource) > 0 || len(s.root) > 0 {
+		err := eachRef(refs, len(flags), func(_ int, r ref) {
+			s.other = append(s.other, (len(s.resource) > 0 && !bytes.Equal(r.resource, s.resource)) ||
+				(len(s.root) > 0 && !bytes.Equal(r.root, s.root)))
+		})
+		if err != nil {
+			return err
 		}
-		if broken != nil {
-			return
-		}
-		if es != nil && ((s.resource != "" && es[i].resource != s.resource) || (s.root != "" && es[i].root != s.root)) {
+	}
+	hit := func(i int) {
+		if len(s.other) > 0 && s.other[i] {
 			return
 		}
 		if s.total >= s.offset && s.total < s.end {
 			s.page = append(s.page, place{block: id, entry: i})
 		}
 		s.total++
-	})
-	return errors.Join(err, broken)
+	}
+	if len(s.word) > 0 {
+		return match(flags, keys, s.word, &s.wanted, hit)
+	}
+	s.passOver(flags, hit)
+	return nil
+}
+
+// passOver calls hit for each wanted entry, or only counts them when the page
+// begins behind this block.
+func (s *search) passOver(flags []byte, hit func(i int)) {
+	n := 0
+	for _, f := range flags {
+		if s.wanted[f] {
+			n++
+		}
+	}
+	if len(s.other) == 0 && s.total+n <= s.offset {
+		s.total += n
+		return
+	}
+	for i, f := range flags {
+		if s.wanted[f] {
+			hit(i)
+		}
+	}
 }
 
 // idsAt reads the ids at places; those of one block are neighbours.
 func (t *tx) idsAt(places []place) ([]string, error) {
 	ids := make([]string, 0, len(places))
-	var have int64
-	var es []entry
-	for _, p := range places {
-		if es == nil || have != p.block {
-			var row blockRow
-			if err := t.db.NewSelect().Model(&row).Where("id = ?", p.block).Scan(t.ctx); err != nil {
-				return nil, fmt.Errorf("read a search block: %w", explain(err))
-			}
-			var err error
-			if es, err = decodeRefs(row.Refs, len(row.Flags)); err != nil {
-				return nil, blockDamaged(err)
-			}
-			have = p.block
+	for len(places) > 0 {
+		block := places[0].block
+		var row blockRow
+		err := t.db.NewSelect().Model(&row).Column("flags", "refs").Where("id = ?", block).Scan(t.ctx)
+		if err != nil {
+			return nil, fmt.Errorf("read a search block: %w", explain(err))
 		}
-		ids = append(ids, es[p.entry].id)
+		// Places are in the order of the entries.
+		err = eachRef(row.Refs, len(row.Flags), func(i int, r ref) {
+			if len(places) > 0 && places[0] == (place{block, i}) {
+				ids = append(ids, string(r.id))
+				places = places[1:]
+			}
+		})
+		if err != nil {
+			return nil, blockDamaged(err)
+		}
+		if len(places) > 0 && places[0].block == block {
+			return nil, blockDamaged(fmt.Errorf("block %d has no entry %d", block, places[0].entry))
+		}
 	}
 	return ids, nil
 }

@@ -20,8 +20,8 @@ import (
 //	refs   time (8 bytes, little endian), then id, resource and root, each
 //	       after its length as a uvarint
 //
-// A search reads flags and keys of all blocks and refs only of those it
-// answers from, or when it asks for a resource or a root too.
+// A list reads flags, with a search word keys too, and refs only of the blocks
+// it answers from, or when a search asks for a resource or a root too.
 
 // limits are the sizes that decide how searches run; tests make them small.
 type limits struct {
@@ -118,34 +118,42 @@ func encodeEntries(es []entry) (flags, keys, refs []byte) {
 
 var errBlock = errors.New("a search block cannot be read")
 
-// decodeRefs decodes the refs of n entries; their flag and key are not set.
-func decodeRefs(refs []byte, n int) ([]entry, error) {
-	es := make([]entry, 0, n)
-	for range n {
-		var e entry
+// ref is an entry's cold part. Its slices point into the block.
+type ref struct {
+	time               int64
+	id, resource, root []byte
+}
+
+// eachRef calls fn for each of n refs.
+func eachRef(refs []byte, n int, fn func(i int, r ref)) error {
+	for i := range n {
+		var r ref
 		if len(refs) < 8 {
-			return nil, fmt.Errorf("refs end early: %w", errBlock)
+			return fmt.Errorf("refs end early: %w", errBlock)
 		}
-		e.time = int64(binary.LittleEndian.Uint64(refs))
+		r.time = int64(binary.LittleEndian.Uint64(refs))
 		refs = refs[8:]
-		for _, s := range [...]*string{&e.id, &e.resource, &e.root} {
+		for _, s := range [...]*[]byte{&r.id, &r.resource, &r.root} {
 			size, w := binary.Uvarint(refs)
 			if w <= 0 || size > uint64(len(refs)-w) {
-				return nil, fmt.Errorf("refs end early: %w", errBlock)
+				return fmt.Errorf("refs end early: %w", errBlock)
 			}
-			*s = string(refs[w : w+int(size)])
+			*s = refs[w : w+int(size)]
 			refs = refs[w+int(size):]
 		}
-		es = append(es, e)
+		fn(i, r)
 	}
 	if len(refs) > 0 {
-		return nil, fmt.Errorf("refs are too long: %w", errBlock)
+		return fmt.Errorf("refs are too long: %w", errBlock)
 	}
-	return es, nil
+	return nil
 }
 
 func decodeEntries(flags, keys, refs []byte) ([]entry, error) {
-	es, err := decodeRefs(refs, len(flags))
+	es := make([]entry, len(flags))
+	err := eachRef(refs, len(flags), func(i int, r ref) {
+		es[i] = entry{time: r.time, id: string(r.id), resource: string(r.resource), root: string(r.root)}
+	})
 	if err != nil {
 		return nil, err
 	}

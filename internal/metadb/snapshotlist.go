@@ -13,14 +13,17 @@ import (
 	"cairn/internal/service"
 )
 
-// Snapshots finds the ids of the page in an index alone and then reads only
-// those rows. Four ways, by filter: given ids are looked up; a search runs
-// over the search blocks; other lists are counted by counters and walked in
-// an index from the nearer end; what is left, combinations over short lists,
-// is left to the database.
+// Snapshots finds the ids of the page without touching rows and then reads
+// only those. By filter: given ids are looked up; the lists of a zone, with a
+// search word or without, come from the blocks; those of a resource or a root
+// are counted by counters and walked in an index from the nearer end; what is
+// left, combinations over short lists, is left to the database.
 func (t *tx) Snapshots(f service.SnapshotFilter) ([]service.Snapshot, int, error) {
 	f.Offset = min(max(f.Offset, 0), math.MaxInt32) // so that sums stay in range
 	f.Limit = min(max(f.Limit, 0), math.MaxInt32)
+	if len(f.IDs) > 0 {
+		return t.snapshotsAmong(f)
+	}
 	ids, total, err := t.snapshotIDs(f)
 	if err != nil {
 		return nil, 0, err
@@ -29,27 +32,25 @@ func (t *tx) Snapshots(f service.SnapshotFilter) ([]service.Snapshot, int, error
 	return rows, total, err
 }
 
+// snapshotIDs answers filters that name no ids.
 func (t *tx) snapshotIDs(f service.SnapshotFilter) ([]string, int, error) {
-	if len(f.IDs) > 0 {
-		return t.idsAmong(f)
-	}
 	list, err := t.list(f)
-	switch {
-	case err != nil:
+	if err != nil || list.total == 0 {
 		return nil, 0, err
-	case list.total == 0:
-		return nil, 0, nil
-	case list.zone == "" && list.scope == scopeZone:
-		return t.idsByScan(f) // of several zones: nobody asks for that often
 	}
 	f.Zone = list.zone
+	severalZones := f.Zone == "" && (list.scope == scopeZone || f.Search != "")
+	shortSearch := f.Search != "" && list.all <= t.limits.scanRows
 	switch {
-	case f.Search != "" && f.Zone != "" && list.all > t.limits.scanRows:
-		return t.searchPage(f)
-	case f.Search != "" || (f.RootID != "" && f.ResourceID != ""):
-		return t.idsByScan(f)
+	case severalZones || shortSearch || (f.RootID != "" && f.ResourceID != "" && f.Search == ""):
+		return t.idsByScan(f, list.scope)
+	case f.Search != "":
+		return t.pageOfBlocks(f)
 	case f.Offset >= list.total || f.Limit == 0:
 		return nil, list.total, nil
+	case list.scope == scopeZone:
+		ids, _, err := t.pageOfBlocks(f)
+		return ids, list.total, err
 	}
 	ids, err := t.walk(list.plan(f))
 	return ids, list.total, err
@@ -79,8 +80,51 @@ func wantedTypes(f service.SnapshotFilter) []bool {
 	return []bool{false, true}
 }
 
-// where puts the filter into a query over the rows.
-func where(q *bun.SelectQuery, f service.SnapshotFilter) *bun.SelectQuery {
+// lets reports whether the filter lets a row through.
+func lets(f service.SnapshotFilter, l listed) bool {
+	return (f.Zone == "" || l.Zone == f.Zone) &&
+		(f.ResourceID == "" || l.ResourceID == f.ResourceID) &&
+		(f.RootID == "" || l.RootID == f.RootID) &&
+		slices.Contains(wantedTypes(f), l.IsFull) &&
+		slices.Contains(wantedStatuses(f), l.Status) &&
+		strings.Contains(l.SearchKey, fold(f.Search))
+}
+
+// snapshotsAmong answers a filter that names ids. It asks for nothing but the
+// ids: with more conditions SQLite would rather walk another index.
+func (t *tx) snapshotsAmong(f service.SnapshotFilter) ([]service.Snapshot, int, error) {
+	var found []snapshotRow
+	for part := range slices.Chunk(slices.Compact(slices.Sorted(slices.Values(f.IDs))), maxIDs) {
+		var rows []snapshotRow
+		if err := t.db.NewSelect().Model(&rows).Where("id IN (?)", bun.In(part)).Scan(t.ctx); err != nil {
+			return nil, 0, fmt.Errorf("look up snapshots by id: %w", explain(err))
+		}
+		for _, r := range rows {
+			if lets(f, r.listed()) {
+				found = append(found, r)
+			}
+		}
+	}
+	slices.SortFunc(found, func(a, b snapshotRow) int {
+		return listOrder(a.CreateTime, a.ID, b.CreateTime, b.ID)
+	})
+	from := min(f.Offset, len(found))
+	return toSnapshots(found[from:min(from+f.Limit, len(found))]), len(found), nil
+}
+
+// scanIndex is the index that holds a scope's rows together.
+var scanIndex = map[scope]string{
+	scopeZone: "snapshots_zone", scopeResource: "snapshots_resource", scopeRoot: "snapshots_root",
+}
+
+// scanQuery selects columns of what the filter lets through, row by row.
+func (t *tx) scanQuery(f service.SnapshotFilter, sc scope) *bun.SelectQuery {
+	q := t.db.NewSelect()
+	if sc == scopeZone && f.Zone == "" {
+		q = q.TableExpr("snapshots")
+	} else {
+		q = q.TableExpr("snapshots INDEXED BY " + scanIndex[sc])
+	}
 	if f.Zone != "" {
 		q = q.Where("zone = ?", f.Zone)
 	}
@@ -88,56 +132,31 @@ func where(q *bun.SelectQuery, f service.SnapshotFilter) *bun.SelectQuery {
 		q = q.Where("resource_id = ?", f.ResourceID)
 	}
 	if f.RootID != "" {
-		q = q.Where("root_id = ?", f.RootID).Where("is_full = ?", false)
-	}
-	if f.Full != nil {
-		q = q.Where("is_full = ?", *f.Full)
+		q = q.Where("root_id = ?", f.RootID)
 	}
 	if f.Search != "" {
 		q = q.Where("instr(search_key, ?) > 0", fold(f.Search))
 	}
-	return q.Where("status IN (?)", bun.In(wantedStatuses(f)))
-}
-
-// idsAmong answers a filter that names ids.
-func (t *tx) idsAmong(f service.SnapshotFilter) ([]string, int, error) {
-	wanted := slices.Compact(slices.Sorted(slices.Values(f.IDs)))
-	var found []listed
-	for part := range slices.Chunk(wanted, maxIDs) {
-		var rows []listed
-		err := where(t.db.NewSelect().Model(&rows).Column("id", "create_time"), f).
-			Where("id IN (?)", bun.In(part)).Scan(t.ctx)
-		if err != nil {
-			return nil, 0, fmt.Errorf("look up snapshots by id: %w", explain(err))
-		}
-		found = append(found, rows...)
-	}
-	slices.SortFunc(found, func(a, b listed) int {
-		return listOrder(a.CreateTime, a.ID, b.CreateTime, b.ID)
-	})
-	var ids []string
-	for i := f.Offset; i < min(f.Offset+f.Limit, len(found)); i++ {
-		ids = append(ids, found[i].ID)
-	}
-	return ids, len(found), nil
+	return q.Where("is_full IN (?)", bun.In(wantedTypes(f))).
+		Where("status IN (?)", bun.In(wantedStatuses(f)))
 }
 
 // idsByScan lets the database look at every row of a short list.
-func (t *tx) idsByScan(f service.SnapshotFilter) ([]string, int, error) {
-	total, err := where(t.db.NewSelect().Model((*snapshotRow)(nil)), f).Count(t.ctx)
-	if err != nil {
+func (t *tx) idsByScan(f service.SnapshotFilter, sc scope) ([]string, int, error) {
+	var total int
+	if err := t.scanQuery(f, sc).ColumnExpr("count(*)").Scan(t.ctx, &total); err != nil {
 		return nil, 0, fmt.Errorf("count snapshots: %w", explain(err))
 	}
-	if int64(f.Offset) >= int64(total) || f.Limit == 0 {
-		return nil, int(total), nil
+	if f.Offset >= total || f.Limit == 0 {
+		return nil, total, nil
 	}
 	var ids []string
-	err = where(t.db.NewSelect().Model((*snapshotRow)(nil)).Column("id"), f).
-		OrderExpr("create_time DESC, id").Offset(int64(f.Offset)).Limit(int64(f.Limit)).Scan(t.ctx, &ids)
+	err := t.scanQuery(f, sc).ColumnExpr("id").OrderExpr("create_time DESC, id").
+		Offset(int64(f.Offset)).Limit(int64(f.Limit)).Scan(t.ctx, &ids)
 	if err != nil {
 		return nil, 0, fmt.Errorf("list snapshots: %w", explain(err))
 	}
-	return ids, int(total), nil
+	return ids, total, nil
 }
 
 // snapshotsByID reads rows in the order of ids.
@@ -184,7 +203,11 @@ func (t *tx) list(f service.SnapshotFilter) (list, error) {
 	case f.ResourceID != "":
 		l.scope, key = scopeResource, f.ResourceID
 	}
-	counts, err := t.counts(l.scope, key)
+	zone := "" // other zones' rows matter where they share the index
+	if l.scope == scopeZone {
+		zone = f.Zone
+	}
+	counts, err := t.counts(l.scope, key, zone)
 	if err != nil {
 		return list{}, err
 	}
@@ -194,13 +217,9 @@ func (t *tx) list(f service.SnapshotFilter) (list, error) {
 	}
 	statuses, types := wantedStatuses(f), wantedTypes(f)
 	for _, c := range counts {
-		otherZone := f.Zone != "" && c.Zone != f.Zone
-		if otherZone && l.scope == scopeZone {
-			continue
-		}
 		l.all += int(c.N)
 		switch {
-		case otherZone:
+		case f.Zone != "" && c.Zone != f.Zone:
 			l.zones = true
 		case !slices.Contains(statuses, c.Status):
 		case !slices.Contains(types, c.IsFull):
@@ -233,22 +252,16 @@ type cond struct {
 	arg  any
 }
 
-// plan chooses the index: one status, or few rows among many, by scope and
-// status; else by scope, passing over what does not match.
+// plan chooses the index for a resource's or a root's list: one status, or few
+// rows among many, by status; else in order, passing over what does not match.
 func (l list) plan(f service.SnapshotFilter) walkPlan {
 	p := walkPlan{offset: f.Offset, limit: min(f.Limit, l.total-f.Offset)}
 	if behind := l.total - f.Offset - p.limit; behind < f.Offset {
 		p.back, p.offset = true, behind
 	}
-	var base []cond
-	var ordered, byStatus string
-	switch l.scope {
-	case scopeRoot:
-		base, ordered = []cond{{"root_id = ?", f.RootID}}, "snapshots_root"
-	case scopeResource:
-		base, ordered, byStatus = []cond{{"resource_id = ?", f.ResourceID}}, "snapshots_resource", "snapshots_resource_status"
-	case scopeZone:
-		base, ordered, byStatus = []cond{{"zone = ?", f.Zone}}, "snapshots_zone", "snapshots_zone_status"
+	base, ordered, byStatus := []cond{{"resource_id = ?", f.ResourceID}}, "snapshots_resource", "snapshots_resource_status"
+	if l.scope == scopeRoot {
+		base, ordered, byStatus = []cond{{"root_id = ?", f.RootID}}, "snapshots_root", ""
 	}
 	if l.zones {
 		base = append(base, cond{"zone = ?", f.Zone})

@@ -62,10 +62,9 @@ CREATE TABLE snapshots (
   search_key    TEXT    NOT NULL
 );
 CREATE UNIQUE INDEX snapshots_head ON snapshots (resource_id) WHERE is_head = 1;
--- Every list runs in the order (create_time DESC, id) and reads ids from one
--- of these alone: by scope in order, or by scope and status.
-CREATE INDEX snapshots_zone            ON snapshots (zone, create_time DESC, id, status, is_full);
-CREATE INDEX snapshots_zone_status     ON snapshots (zone, status, create_time DESC, id, is_full);
+-- Every list runs in the order (create_time DESC, id). Those of a resource or
+-- a root find their ids in one of these alone; rebuild runs through a zone.
+CREATE INDEX snapshots_zone            ON snapshots (zone, create_time DESC, id);
 CREATE INDEX snapshots_resource        ON snapshots (resource_id, create_time DESC, id, status, is_full, zone);
 CREATE INDEX snapshots_resource_status ON snapshots (resource_id, status, create_time DESC, id, is_full, zone);
 CREATE INDEX snapshots_root            ON snapshots (root_id, create_time DESC, id, status, is_full, zone, resource_id);
@@ -82,8 +81,9 @@ CREATE TABLE snapshot_counts (
   PRIMARY KEY (scope, key, zone, status, is_full)
 ) WITHOUT ROWID;
 
--- What search reads instead of a million rows: blocks of neighbours in list
--- order, ended by (last_time, last_id). Derived from snapshots; see rebuild.
+-- What a zone's lists and every search read instead of a million rows: blocks
+-- of neighbours in list order, each ended by (last_time, last_id). Derived from
+-- snapshots; see rebuild.
 CREATE TABLE snapshot_search (
   id        INTEGER PRIMARY KEY,
   zone      TEXT    NOT NULL,
