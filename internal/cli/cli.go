@@ -182,12 +182,14 @@ func (s *session) note(format string, args ...any) { fmt.Fprintf(s.Err, format+"
 // arity checks the number of arguments, naming them for the user.
 func arity(low, high int) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
-		_, names, _ := strings.Cut(cmd.Use, " ")
 		switch {
 		case len(args) < low:
-			return usage(cmd, "%s needs %s", cmd.CommandPath(), names)
+			// "create VOLUME... --name NAME": the arguments stand before the flags.
+			_, names, _ := strings.Cut(cmd.Use, " ")
+			names, _, _ = strings.Cut(names, " --")
+			return usage(cmd, "%s is missing", names)
 		case high >= 0 && len(args) > high:
-			return usage(cmd, "%s takes only %s; %q is too much", cmd.CommandPath(), firstOf(names, "flags"), args[high])
+			return usage(cmd, "%q is one argument too many", args[high])
 		}
 		return nil
 	}

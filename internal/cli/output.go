@@ -32,7 +32,9 @@ type pair struct{ key, value string }
 func (a *app) printPairs(pairs []pair) error {
 	width := 0
 	for _, p := range pairs {
-		width = max(width, len(p.key))
+		if p.value != "" {
+			width = max(width, len(p.key))
+		}
 	}
 	var b strings.Builder
 	for _, p := range pairs {

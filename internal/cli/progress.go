@@ -46,7 +46,7 @@ func newBar(f *os.File, what string) *bar {
 	w.SetOutputWriter(f)
 	w.SetAutoStop(true)
 	w.SetUpdateFrequency(100 * time.Millisecond)
-	w.SetTrackerLength(30)
+	w.SetTrackerLength(20)
 	if width, _, err := term.GetSize(int(f.Fd())); err == nil && width > 0 {
 		w.SetTerminalWidth(width)
 	}
@@ -57,6 +57,8 @@ func newBar(f *os.File, what string) *bar {
 	style.Options.PercentIndeterminate = "    "
 	style.Options.ETAString = "left"
 	style.Options.Separator = " "
+	style.Options.TimeInProgressPrecision = 100 * time.Millisecond
+	style.Options.TimeDonePrecision = 100 * time.Millisecond
 	style.Visibility = progress.StyleVisibility{
 		ETA: true, Percentage: true, Speed: true, Time: true, Tracker: true, Value: true,
 	}
@@ -188,5 +190,8 @@ func (l *lines) print() {
 			}
 		}
 	}
-	l.session.note("%s (%s)", text, took.Round(100*time.Millisecond))
+	if took >= time.Second {
+		text += fmt.Sprintf(" (%s)", took.Round(time.Second/10))
+	}
+	l.session.note("%s", text)
 }
