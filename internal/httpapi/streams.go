@@ -100,7 +100,7 @@ func export(ctx context.Context, zone, parameter, example, path, format string,
 func sendImage(ctx context.Context, c huma.Context, image engine.Image, id string, f engine.Format) {
 	r, w := humago.Unwrap(c)
 	req := requestOf(ctx)
-	out := &counted{w: w, control: http.NewResponseController(w)}
+	out := &tail{w: w, control: http.NewResponseController(w)}
 	err := func() error {
 		h := w.Header()
 		h.Set("Content-Type", "application/octet-stream")
@@ -122,6 +122,9 @@ func sendImage(ctx context.Context, c huma.Context, image engine.Image, id strin
 	}()
 	err = errors.Join(err, image.Close())
 	if err == nil {
+		err = out.end()
+	}
+	if err == nil {
 		return
 	}
 	if out.n == 0 && r.Method != http.MethodHead {
@@ -132,19 +135,48 @@ func sendImage(ctx context.Context, c huma.Context, image engine.Image, id strin
 	panic(http.ErrAbortHandler)
 }
 
-// counted counts bytes and gives each write its own deadline.
-type counted struct {
+// tail keeps the last byte back until end: a reader that counts bytes has the
+// whole only when nothing can go wrong any more (was it one moment?) and what
+// the export held is free for the reader's next call. Each write has its own
+// deadline.
+type tail struct {
 	w       io.Writer
 	control *http.ResponseController
-	n       int64
+	n       int64 // bytes taken
+	last    [1]byte
 }
 
-func (c *counted) Write(p []byte) (int, error) {
+func (t *tail) Write(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	if err := t.end(); err != nil {
+		return 0, err
+	}
+	if err := t.send(p[:len(p)-1]); err != nil {
+		return 0, err
+	}
+	t.last[0] = p[len(p)-1]
+	t.n += int64(len(p))
+	return len(p), nil
+}
+
+// end sends the byte that was kept back.
+func (t *tail) end() error {
+	if t.n == 0 {
+		return nil
+	}
+	return t.send(t.last[:])
+}
+
+func (t *tail) send(p []byte) error {
+	if len(p) == 0 {
+		return nil
+	}
 	// Not every ResponseWriter (a test's recorder) has deadlines.
-	_ = c.control.SetWriteDeadline(time.Now().Add(stallTimeout))
-	n, err := c.w.Write(p)
-	c.n += int64(n)
-	return n, err
+	_ = t.control.SetWriteDeadline(time.Now().Add(stallTimeout))
+	_, err := t.w.Write(p)
+	return err
 }
 
 // events streams the zone's jobs as they change status: hb first and then
