@@ -17,8 +17,8 @@ const bigSize = 192 * mib
 // busyWorld has one volume whose jobs last.
 type busyWorld struct {
 	*fixture
-	big   *modelVolume
-	point string // an available point of it
+	big *modelVolume
+	ss  string // an available point of it
 }
 
 // TestBusy meets jobs while they run: what their objects look like, what is
@@ -30,12 +30,14 @@ func TestBusy(t *testing.T) {
 		img.Apply(harness.Edit{Kind: harness.WriteNoise, Off: off, Len: mib, Seed: uint64(off)})
 	}
 	b.big = b.world.register(t, img)
-	b.point = b.api().OK(t, b.startCreate(t)).ResourceIDs[0]
+	b.ss = b.api().OK(t, b.startCreate(t)).ResourceIDs[0]
 
 	t.Run("a point being created, and its busy volume", b.whileCreating)
 	t.Run("a cancelled create leaves nothing behind", b.cancelCreate)
 	t.Run("a point that a job reads cannot be deleted until then", b.deletePinned)
 	t.Run("a cancelled create_volume leaves no volume", b.cancelClone)
+	t.Run("a volume is free when its export has ended", b.exportThenUse)
+	t.Run("an export of a volume that its owner writes to is never taken for whole", b.writeDuringExport)
 	t.Run("an apply that has begun to write cannot be cancelled", b.cancelApply)
 }
 
@@ -47,13 +49,13 @@ func (b *busyWorld) startCreate(t *testing.T) harness.Job {
 
 func (b *busyWorld) startClone(t *testing.T) harness.Job {
 	t.Helper()
-	return b.api().Send(t, http.MethodPost, "volume_snapshots/create_volume/"+b.point, map[string]any{"volume_name": "copy"}).Begin(t)
+	return b.api().Send(t, http.MethodPost, "volume_snapshots/create_volume/"+b.ss, map[string]any{"volume_name": "copy"}).Begin(t)
 }
 
 func (b *busyWorld) startApply(t *testing.T) harness.Job {
 	t.Helper()
 	overwriteAll(t, b.big)
-	return b.api().Send(t, http.MethodPost, "volume_snapshots/apply", map[string]any{"snapshots": []string{b.point}}).Begin(t)
+	return b.api().Send(t, http.MethodPost, "volume_snapshots/apply", map[string]any{"snapshots": []string{b.ss}}).Begin(t)
 }
 
 // during starts a job and calls fn while it runs; fn reports whether it came
@@ -115,7 +117,7 @@ func (b *busyWorld) whileCreating(t *testing.T) {
 			b.busy(t, "delete of the point", api.Do(t, harness.Request{Method: http.MethodDelete, Path: "volume_snapshots/" + s.ID})) &&
 			b.busy(t, "apply of the point", api.Send(t, http.MethodPost, "volume_snapshots/apply", map[string]any{"snapshots": []string{s.ID}})) &&
 			b.busy(t, "create_volume of the point", api.Send(t, http.MethodPost, "volume_snapshots/create_volume/"+s.ID, map[string]any{"volume_name": "x"})) &&
-			b.busy(t, "apply of an older point", api.Send(t, http.MethodPost, "volume_snapshots/apply", map[string]any{"snapshots": []string{b.point}}))
+			b.busy(t, "apply of an older point", api.Send(t, http.MethodPost, "volume_snapshots/apply", map[string]any{"snapshots": []string{b.ss}}))
 	})
 }
 
@@ -148,13 +150,13 @@ func (b *busyWorld) cancelCreate(t *testing.T) {
 
 func (b *busyWorld) deletePinned(t *testing.T) {
 	j := b.during(t, b.startClone, func(j harness.Job) bool {
-		r := b.api().Do(t, harness.Request{Method: http.MethodDelete, Path: "volume_snapshots/" + b.point})
+		r := b.api().Do(t, harness.Request{Method: http.MethodDelete, Path: "volume_snapshots/" + b.ss})
 		if r.Status == http.StatusOK {
 			if !b.api().Job(t, j.ID).Ended() {
-				t.Fatalf("%s was deleted while job %s reads it", b.point, j.ID)
+				t.Fatalf("%s was deleted while job %s reads it", b.ss, j.ID)
 			}
 			b.api().Wait(t, r.Begin(t).ID)
-			b.point = b.api().OK(t, b.startCreate(t)).ResourceIDs[0]
+			b.ss = b.api().OK(t, b.startCreate(t)).ResourceIDs[0]
 			return false
 		}
 		r.WantError(t, http.StatusConflict, "1400")
@@ -174,9 +176,44 @@ func (b *busyWorld) cancelClone(t *testing.T) {
 	if j.Status != "failed" || len(rows) == 1 && rows[0].Status != "ceased" {
 		t.Errorf("job %+v, volumes %+v", j, rows)
 	}
-	if r := b.api().Do(t, harness.Request{Method: http.MethodDelete, Path: "volume_snapshots/" + b.point + "?dry_run=1"}); r.Status != http.StatusOK {
+	if r := b.api().Do(t, harness.Request{Method: http.MethodDelete, Path: "volume_snapshots/" + b.ss + "?dry_run=1"}); r.Status != http.StatusOK {
 		t.Errorf("the point stays pinned: %d %s", r.Status, r.Body)
 	}
+}
+
+// exportThenUse follows each export with a call that needs the volume alone.
+func (b *busyWorld) exportThenUse(t *testing.T) {
+	img := harness.NewImage(300_000)
+	img.Apply(harness.Edit{Kind: harness.WriteNoise, Len: 300_000, Seed: 1})
+	v := b.importVolume(t, img)
+	for range 50 {
+		b.api().WantContent(t, "volumes", v.id, img)
+		b.create(t, true, v)
+		b.api().WantContent(t, "volume_snapshots", v.head, img)
+		b.remove(t, b.point(v.head))
+	}
+}
+
+// writeDuringExport changes the end of a registered file while its export is
+// held up at the start. The writer may be made to wait, or the export breaks;
+// a whole answer is the old content.
+func (b *busyWorld) writeDuringExport(t *testing.T) {
+	old, wrote := b.big.content.Clone(), make(chan error, 1)
+	e := harness.Edit{Kind: harness.WriteNoise, Off: bigSize - 5000, Len: 4000, Seed: 9}
+	status, differs, err := b.api().SlowExport(b.big.id, old, func() {
+		go func() { wrote <- e.ApplyFile(b.big.path) }()
+		time.Sleep(100 * time.Millisecond) // the writer comes while the export lasts
+	})
+	if err == nil && status == http.StatusOK && differs != nil {
+		t.Errorf("a mixture was served as whole: %v", differs)
+	}
+	t.Logf("export while its owner writes: status %d, error %v", status, err)
+	if err := <-wrote; err != nil {
+		t.Fatal(err)
+	}
+	b.big.content.Apply(e)
+	b.api().WantContent(t, "volumes", b.big.id, b.big.content) // and is free again
+	b.ss = b.api().OK(t, b.startCreate(t)).ResourceIDs[0]
 }
 
 func (b *busyWorld) cancelApply(t *testing.T) {

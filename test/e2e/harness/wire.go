@@ -1,6 +1,7 @@
 package harness
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"net/http"
@@ -342,6 +343,30 @@ func (c *Client) Export(t TB, kind, id string) (content []byte, status int) {
 		return err
 	})
 	return content, r.Status
+}
+
+// SlowExport exports a volume, stops after the first bytes to run meanwhile,
+// and reads on. err is a cut stream; differs compares what came.
+func (c *Client) SlowExport(id string, want *Image, meanwhile func()) (status int, differs, err error) {
+	hr, cancel, err := c.newRequest(Request{Method: http.MethodGet, Path: "volumes/" + id + "/export"}, nil)
+	if err != nil {
+		return 0, nil, err
+	}
+	defer cancel()
+	resp, err := c.hc.Do(hr)
+	if err != nil {
+		return 0, nil, err
+	}
+	defer resp.Body.Close()
+	first := make([]byte, 1000)
+	if _, err := io.ReadFull(resp.Body, first); err != nil {
+		return resp.StatusCode, nil, err
+	}
+	meanwhile()
+	differs = want.Differs(io.MultiReader(bytes.NewReader(first), resp.Body))
+	// Read to the end, so that a cut stream shows whatever differed first.
+	_, err = io.Copy(io.Discard, resp.Body)
+	return resp.StatusCode, differs, err
 }
 
 // ScrubClean runs a scrub that must find nothing.
