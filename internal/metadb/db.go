@@ -127,7 +127,7 @@ func ensureFile(ctx context.Context, path string) error {
 		return errs.New(errs.Corrupt, "the metadata database is gone but its log is still there; put the database file back beside it, or restore both from a copy")
 	}
 	fresh := path + ".new"
-	for _, leftover := range []string{fresh, fresh + "-wal", fresh + "-shm"} {
+	for _, leftover := range []string{fresh, fresh + "-wal", fresh + "-shm", fresh + "-journal"} {
 		if err := os.Remove(leftover); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("remove the leftover of an earlier start: %w", err)
 		}

@@ -5,7 +5,6 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"strings"
 
 	"github.com/uptrace/bun"
 
@@ -74,10 +73,7 @@ func (t *tx) reindex(before *listed, after listed) error {
 // last entry does not come before it, else the zone's oldest.
 func (t *tx) blockFor(l listed) (blockRow, bool, error) {
 	var row blockRow
-	err := t.db.NewSelect().Model(&row).Where("zone = ?", l.Zone).
-		Where("last_time <= ?", l.CreateTime).
-		Where("last_time < ? OR last_id >= ?", l.CreateTime, l.ID).
-		OrderExpr("last_time DESC, last_id").Limit(1).Scan(t.ctx)
+	err := t.blockOf(l).Scan(t.ctx, &row)
 	if errors.Is(err, sql.ErrNoRows) {
 		err = t.db.NewSelect().Model(&row).Where("zone = ?", l.Zone).
 			OrderExpr("last_time, last_id DESC").Limit(1).Scan(t.ctx)
@@ -89,6 +85,14 @@ func (t *tx) blockFor(l listed) (blockRow, bool, error) {
 		return blockRow{}, false, fmt.Errorf("find the search block of %s: %w", l.ID, explain(err))
 	}
 	return row, true, nil
+}
+
+// blockOf selects the first block that does not end before the snapshot.
+func (t *tx) blockOf(l listed) *bun.SelectQuery {
+	return t.db.NewSelect().Model((*blockRow)(nil)).Where("zone = ?", l.Zone).
+		Where("last_time <= ?", l.CreateTime).
+		Where("last_time < ? OR last_id >= ?", l.CreateTime, l.ID).
+		OrderExpr("last_time DESC, last_id").Limit(1)
 }
 
 // storeBlock writes es as the content of a block, new if it has no id yet.
@@ -134,16 +138,7 @@ func (t *tx) dropEntry(l listed) error {
 // pageOfBlocks answers a filter with a zone and no ids from the blocks. Without
 // a search word it stops at the page's end: total is then no total.
 func (t *tx) pageOfBlocks(f service.SnapshotFilter) (ids []string, total int, err error) {
-	// Not read: the column is empty, not absent.
-	columns := []string{"id", "flags", "x''", "x''"}
-	if f.Search != "" {
-		columns[2] = "keys"
-	}
-	if f.ResourceID != "" || f.RootID != "" {
-		columns[3] = "refs"
-	}
-	rows, err := t.db.QueryContext(t.ctx, "SELECT "+strings.Join(columns, ", ")+
-		" FROM snapshot_search WHERE zone = ? ORDER BY last_time DESC, last_id", f.Zone)
+	rows, err := t.db.QueryContext(t.ctx, blocksSQL(f), f.Zone)
 	if err != nil {
 		return nil, 0, fmt.Errorf("search snapshots: %w", explain(err))
 	}
@@ -166,6 +161,19 @@ func (t *tx) pageOfBlocks(f service.SnapshotFilter) (ids []string, total int, er
 	}
 	ids, err = t.idsAt(s.page)
 	return ids, s.total, err
+}
+
+// blocksSQL selects what the filter needs of all blocks of a zone.
+func blocksSQL(f service.SnapshotFilter) string {
+	keys, refs := "x''", "x''" // what is not needed is not read
+	if f.Search != "" {
+		keys = "keys"
+	}
+	if f.ResourceID != "" || f.RootID != "" {
+		refs = "refs"
+	}
+	return "SELECT id, flags, " + keys + ", " + refs +
+		" FROM snapshot_search WHERE zone = ? ORDER BY last_time DESC, last_id"
 }
 
 // place is an entry's place: its block and its number there.

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/uptrace/bun"
+
 	"cairn/internal/chain"
 	"cairn/internal/errs"
 	"cairn/internal/service"
@@ -98,10 +100,7 @@ func (t *tx) LivePoints(fn func(s service.Snapshot) error) error {
 	last := ""
 	for {
 		var rows []snapshotRow
-		err := t.db.NewSelect().Model(&rows).Where("id > ?", last).
-			Where("status NOT IN (?, ?)", chain.Pending, chain.Ceased).
-			OrderExpr("id").Limit(streamRows).Scan(t.ctx)
-		if err != nil {
+		if err := t.livePoints(last).Scan(t.ctx, &rows); err != nil {
 			return fmt.Errorf("list live points: %w", explain(err))
 		}
 		for _, r := range rows {
@@ -114,4 +113,11 @@ func (t *tx) LivePoints(fn func(s service.Snapshot) error) error {
 			return nil
 		}
 	}
+}
+
+// livePoints selects the next of them by id.
+func (t *tx) livePoints(after string) *bun.SelectQuery {
+	return t.db.NewSelect().Model((*snapshotRow)(nil)).Where("id > ?", after).
+		Where("status NOT IN (?, ?)", chain.Pending, chain.Ceased).
+		OrderExpr("id").Limit(streamRows)
 }
