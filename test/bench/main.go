@@ -92,7 +92,10 @@ func run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(work)) }()
+	defer func() {
+		err = errors.Join(err, os.RemoveAll(work))
+		_ = os.Remove(conf.dir) // unless others keep something there
+	}()
 
 	disk, err := generate(ctx, conf, work)
 	if err != nil {
@@ -111,7 +114,7 @@ func run(ctx context.Context) (err error) {
 		return err
 	}
 	fmt.Print(text)
-	return os.WriteFile(conf.out, []byte(text), 0o644) //nolint:gosec // a document that all may read
+	return os.WriteFile(conf.out, []byte(text), 0o644)
 }
 
 func needSpace(dir string, need int64) error {

@@ -140,7 +140,7 @@ func report(ctx context.Context, conf config, disk *testDisk, results map[string
 		names = append(names, t.name())
 		fmt.Fprintf(&b, "| %s | %s |\n", t.name(), t.version(ctx))
 	}
-	b.WriteString("\nPeak memory is anonymous memory (RssAnon), sampled every 20 ms and summed over all processes of the tool; cairn's is server and command line together. cairn and restic encrypt and verify as they do by default, borg uses repokey-blake2 and lz4; \"borg fixed chunks\" is borg as its documentation recommends for disk images. cp and qemu-img neither encrypt nor deduplicate and keep a whole file a day.\n\n")
+	b.WriteString("\nPeak memory is anonymous memory (RssAnon), sampled every 20 ms and summed over all processes of the tool; cairn's is server and command line together. cairn and restic encrypt and compress as they do by default, borg uses repokey-blake2 and lz4; \"borg fixed chunks\" is borg as its documentation recommends for disk images. cp and qemu-img neither encrypt nor deduplicate and keep a whole file a day.\n\n")
 	for _, t := range tables() {
 		b.WriteString(render(t, names, results))
 	}
@@ -174,7 +174,7 @@ func machine() string {
 	var sys syscall.Sysinfo_t
 	memory := "unknown memory"
 	if err := syscall.Sysinfo(&sys); err == nil {
-		memory = fmt.Sprintf("%d GiB memory", uint64(sys.Totalram)*uint64(sys.Unit)>>30) //nolint:unconvert // differs between platforms
+		memory = fmt.Sprintf("%d GiB memory", sys.Totalram*uint64(sys.Unit)>>30)
 	}
 	return fmt.Sprintf("%s, %d cores, %s, %s", model, runtime.NumCPU(), memory, runtime.Version())
 }

@@ -207,7 +207,7 @@ func (t cairnTool) start(ctx context.Context, dir, disk string) (session, error)
 	if err != nil {
 		return nil, err
 	}
-	s.server = exec.Command(t.binary, "serve", "--data-dir", s.data, "--listen", fmt.Sprintf("127.0.0.1:%d", port)) //nolint:noctx // close stops it
+	s.server = exec.Command(t.binary, "serve", "--data-dir", s.data, "--listen", fmt.Sprintf("127.0.0.1:%d", port))
 	s.server.Stdout, s.server.Stderr = s.log, s.log
 	if err := s.server.Start(); err != nil {
 		return nil, err
@@ -229,7 +229,7 @@ type cairnSession struct {
 }
 
 func freePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // loopback, at once
+	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return 0, err
 	}
