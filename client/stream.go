@@ -1,8 +1,8 @@
 package client
 
 import (
+	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -109,7 +109,7 @@ type exactReader struct {
 
 func (e *exactReader) Read(p []byte) (int, error) {
 	if e.left == 0 {
-		return 0, e.end()
+		return 0, cmp.Or(e.surplus(), io.EOF)
 	}
 	if int64(len(p)) > e.left {
 		p = p[:e.left]
@@ -126,23 +126,23 @@ func (e *exactReader) Read(p []byte) (int, error) {
 	case e.left == 0:
 		// net/http stops reading at the announced length, so what follows must
 		// be looked for before the last bytes are handed out.
-		if end := e.end(); end != io.EOF {
+		if err := e.surplus(); err != nil {
 			e.left += int64(n)
-			return 0, end
+			return 0, err
 		}
 	}
 	return n, nil
 }
 
-// end reports io.EOF when r really ends here.
-func (e *exactReader) end() error {
+// surplus is nil when r really ends here.
+func (e *exactReader) surplus() error {
 	var one [1]byte
 	n, err := io.ReadFull(e.r, one[:])
 	switch {
 	case n > 0:
 		return &sourceError{fmt.Errorf("the stream is longer than the %d bytes announced: nothing was imported", e.size)}
-	case errors.Is(err, io.EOF):
-		return io.EOF
+	case err == io.EOF:
+		return nil
 	default:
 		return &sourceError{fmt.Errorf("read the stream to import: %w", err)}
 	}

@@ -66,7 +66,8 @@ func (w *waiting) end(ctx context.Context) (Job, error) {
 	defer poll.Stop()
 	var silentSince time.Time // zero while the server answers
 	for {
-		j, err := Job{}, error(nil)
+		var j Job
+		var err error
 		select {
 		case <-ctx.Done():
 			return w.last, ctx.Err()

@@ -122,23 +122,34 @@ func writeSparse(f *os.File, r io.Reader) (int64, error) {
 	buf := make([]byte, copyBuffer)
 	var off int64
 	for {
-		n, end := 0, error(nil)
-		for n < len(buf) && end == nil {
-			var got int
-			got, end = r.Read(buf[n:])
-			n += got
-		}
+		n, ended, readErr := fill(r, buf)
 		if err := writeData(f, buf[:n], off); err != nil {
 			return off, err
 		}
 		off += int64(n)
-		if end == io.EOF {
+		if readErr != nil {
+			return off, readErr
+		}
+		if ended {
 			return off, f.Truncate(off)
 		}
-		if end != nil {
-			return off, end
+	}
+}
+
+// fill reads until buf is full or r ends. Unlike io.ReadFull it never mends an
+// error: the error of a cut stream may wrap io.EOF and is no end.
+func fill(r io.Reader, buf []byte) (n int, ended bool, err error) {
+	for n < len(buf) {
+		got, err := r.Read(buf[n:])
+		n += got
+		if err == io.EOF {
+			return n, true, nil
+		}
+		if err != nil {
+			return n, false, err
 		}
 	}
+	return n, false, nil
 }
 
 var zeros [holeUnit]byte

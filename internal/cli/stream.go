@@ -89,7 +89,7 @@ func (s *session) export(ctx context.Context, kind, ref string, format client.Fo
 	if err != nil {
 		return err
 	}
-	defer stream.Close()
+	defer func() { _ = stream.Close() }() // what was read is judged below
 	m := s.newMeter("export " + id)
 	source := &metered{r: stream, m: m, total: max(stream.SizeBytes, 0)}
 	var n int64
