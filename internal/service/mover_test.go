@@ -1,0 +1,207 @@
+package service_test
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+
+	"cairn/internal/engine"
+	"cairn/internal/errs"
+	"cairn/internal/volume"
+)
+
+// mover is an engine whose chunks are words.
+type mover struct {
+	*disk
+	f       *fuse
+	damaged map[string]bool // snapshots that cannot be read
+	deep    map[string]bool // the same, but VerifyReadable does not notice
+	during  func()          // called in the middle of a capture and of a restore
+	// published is called in the middle of Session.Committed.
+	published func(ctx context.Context)
+}
+
+func (m *mover) pause() {
+	if m.during != nil {
+		m.during()
+	}
+}
+
+func (m *mover) OpenSession(_ context.Context, id string, term int64, reg engine.Registry) (s engine.Session, err error) {
+	err = m.f.do("OpenSession", func() error { s = &session{m, id, term, reg}; return nil })
+	return s, err
+}
+
+type session struct {
+	m    *mover
+	id   string
+	term int64
+	reg  engine.Registry
+}
+
+func (s *session) Close() error { return nil }
+
+func (s *session) Committed(ctx context.Context) error {
+	if s.m.published != nil {
+		s.m.published(ctx)
+	}
+	return s.m.f.do("Committed", func() error { return nil })
+}
+
+func (s *session) Capture(ctx context.Context, spec engine.CaptureSpec, progress engine.Progress) (engine.Captured, error) {
+	src := spec.Source.(*source)
+	if spec.Parent != nil && (s.m.deep[spec.Parent.Snapshot] || s.m.damaged[spec.Parent.Snapshot]) {
+		return engine.Captured{}, errs.New(errs.Corrupt, "a node of %s is damaged", spec.Parent.Snapshot)
+	}
+	if err := s.forget(ctx, spec.Meta.Snapshot); err != nil {
+		return engine.Captured{}, err
+	}
+	// A real pack id is new in every term, so is this one.
+	pack := fmt.Sprintf("%s-%d", spec.Meta.Snapshot, s.term)
+	name := "point/" + spec.Meta.Snapshot + "." + pack
+	err := s.reg.RegisterPack(ctx, engine.PackRecord{ID: pack, Kind: "point", Name: name, Bytes: 1})
+	if err != nil && !errs.Is(err, errs.Exists) {
+		return engine.Captured{}, err
+	}
+	progress(1, src.size)
+	s.m.pause()
+	if err := ctx.Err(); err != nil {
+		return engine.Captured{}, context.Cause(ctx)
+	}
+	err = s.m.f.do("Put", func() error {
+		s.m.mu.Lock()
+		defer s.m.mu.Unlock()
+		s.m.blobs[name] = src.content
+		return nil
+	})
+	progress(src.size, src.size)
+	return engine.Captured{
+		Ref:        engine.PointRef{Snapshot: spec.Meta.Snapshot, Pack: pack, Hash: "hash-" + src.content},
+		AddedBytes: int64(len(src.content)) + 1, SourceBytes: src.size,
+	}, err
+}
+
+// forget throws away what earlier terms stored for the point.
+func (s *session) forget(ctx context.Context, snapshot string) error {
+	packs, err := s.reg.SessionPacks(ctx)
+	if err != nil {
+		return err
+	}
+	for _, p := range packs {
+		if !strings.HasPrefix(p.ID, snapshot) {
+			continue
+		}
+		if err := s.m.DiscardSession(ctx, []engine.PackRecord{p}); err != nil {
+			return err
+		}
+		if err := s.reg.ForgetPacks(ctx, []string{p.ID}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (m *mover) DiscardSession(_ context.Context, packs []engine.PackRecord) error {
+	return m.f.do("DiscardSession", func() error {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		for _, p := range packs {
+			delete(m.blobs, p.Name)
+		}
+		return nil
+	})
+}
+
+// read is the content of a point.
+func (m *mover) read(ref engine.PointRef) (string, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	content, ok := m.blobs["point/"+ref.Snapshot+"."+ref.Pack]
+	if !ok || m.damaged[ref.Snapshot] {
+		return "", errs.New(errs.Corrupt, "the manifest of %s is damaged", ref.Snapshot)
+	}
+	return content, nil
+}
+
+func (m *mover) Restore(ctx context.Context, ref engine.PointRef, t volume.Target, progress engine.Progress) (engine.Restored, error) {
+	content, err := m.read(ref)
+	if err != nil {
+		return engine.Restored{}, err
+	}
+	to := t.(*target)
+	err = m.f.do("RestoreBegin", func() error { to.write(mixed); return nil })
+	if err != nil {
+		return engine.Restored{}, err
+	}
+	progress(to.size/2, to.size)
+	m.pause()
+	if ctx.Err() != nil {
+		return engine.Restored{}, context.Cause(ctx)
+	}
+	err = m.f.do("RestoreEnd", func() error { to.write(content); return nil })
+	if err == nil {
+		progress(to.size, to.size)
+	}
+	return engine.Restored{}, err
+}
+
+func (m *mover) VerifyReadable(_ context.Context, ref engine.PointRef) error {
+	return m.f.do("VerifyReadable", func() error { _, err := m.read(ref); return err })
+}
+
+func (m *mover) OpenImage(_ context.Context, ref engine.PointRef) (engine.Image, error) {
+	content, err := m.read(ref)
+	return &image{content: content}, err
+}
+
+func (m *mover) SourceImage(_ context.Context, src volume.Source) (engine.Image, error) {
+	return &image{content: src.(*source).content, during: m.during}, nil
+}
+
+type image struct {
+	content string
+	during  func()
+}
+
+func (i *image) SizeBytes() int64 { return int64(len(i.content)) }
+func (i *image) Close() error     { return nil }
+func (i *image) WriteTo(_ context.Context, w io.Writer, _ engine.Format) error {
+	if i.during != nil {
+		i.during()
+	}
+	_, err := io.WriteString(w, i.content)
+	return err
+}
+
+func (m *mover) ImportTo(ctx context.Context, r io.Reader, size int64, t volume.Target, progress engine.Progress) error {
+	t.(*target).write(mixed)
+	b, err := io.ReadAll(r)
+	if err == nil && ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	if err == nil && int64(len(b)) != size {
+		err = errs.New(errs.Invalid, "the stream ended after %d of %d bytes", len(b), size)
+	}
+	if err != nil {
+		return err
+	}
+	progress(size, size)
+	return m.f.do("ImportTo", func() error { t.(*target).write(string(b)); return nil })
+}
+
+func (m *mover) FreedBytes(_ context.Context, doomed, survivors []engine.PointRef) (int64, error) {
+	return int64(1000*len(doomed) + len(survivors)), nil
+}
+
+func (m *mover) Scrub(_ context.Context, points []engine.PointRef, packs []engine.PackRecord, progress engine.Progress) (engine.ScrubReport, error) {
+	r := engine.ScrubReport{Points: len(points), Blobs: len(packs)}
+	for _, p := range points {
+		if _, err := m.read(p); err != nil {
+			r.DamagedPoint = append(r.DamagedPoint, p.Snapshot)
+			r.Damage = append(r.Damage, engine.Damage{What: "the manifest is damaged", Snapshot: p.Snapshot})
+		}
+	}
+	progress(1, 1)
+	return r, m.f.do("Scrub", func() error { return nil })
+}
