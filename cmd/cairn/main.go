@@ -21,6 +21,8 @@ func main() {
 func execute() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	// A second signal ends the process at once, whatever it is stuck in.
+	context.AfterFunc(ctx, stop)
 	root := cli.New(cli.Config{Version: version})
 	root.AddCommand(newServeCommand())
 	return cli.Execute(ctx, root, os.Args[1:])
