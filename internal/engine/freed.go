@@ -5,7 +5,6 @@ import (
 	"fmt"
 
 	"cairn/internal/repo"
-	"cairn/internal/repo/addr"
 )
 
 // record names one record of a pack.
@@ -67,7 +66,7 @@ func (u *usage) add(ctx context.Context, p PointRef) (int64, error) {
 		return 0, err
 	}
 	note := func(l repo.Loc) bool {
-		if l.Pack.Kind == addr.Point {
+		if l.Pack.Kind == repo.PointKind {
 			// Counted with its point pack, and only below its own point.
 			return true
 		}

@@ -9,7 +9,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"cairn/internal/blobstore"
 	"cairn/internal/repo"
 )
 
@@ -79,13 +78,13 @@ func (s *scrub) add(d Damage) {
 	}
 }
 
-func (s *scrub) list(ctx context.Context) (blobs []blobstore.Info, total int64, err error) {
-	err = s.e.r.Blobs(ctx, func(i blobstore.Info) error {
+func (s *scrub) list(ctx context.Context) (blobs []repo.Blob, total int64, err error) {
+	err = s.e.r.Blobs(ctx, func(i repo.Blob) error {
 		blobs = append(blobs, i)
 		total += i.Size
 		return nil
 	})
-	slices.SortFunc(blobs, func(a, b blobstore.Info) int {
+	slices.SortFunc(blobs, func(a, b repo.Blob) int {
 		if a.Name < b.Name {
 			return -1
 		}
@@ -96,16 +95,16 @@ func (s *scrub) list(ctx context.Context) (blobs []blobstore.Info, total int64, 
 
 // checked is one blob's outcome.
 type checked struct {
-	info    blobstore.Info
+	info    repo.Blob
 	counts  repo.Counts
 	finding error
 	gone    bool
 }
 
 // blobs checks all blobs, some at once, and takes the outcomes in order.
-func (s *scrub) blobs(ctx context.Context, blobs []blobstore.Info, total int64, progress Progress) error {
+func (s *scrub) blobs(ctx context.Context, blobs []repo.Blob, total int64, progress Progress) error {
 	g, ctx := errgroup.WithContext(ctx)
-	todo, done := make(chan blobstore.Info), make(chan checked)
+	todo, done := make(chan repo.Blob), make(chan checked)
 	g.Go(func() error {
 		defer close(todo)
 		for _, b := range blobs {
@@ -134,7 +133,7 @@ func (s *scrub) blobs(ctx context.Context, blobs []blobstore.Info, total int64, 
 	return g.Wait()
 }
 
-func (s *scrub) checkBlobs(ctx context.Context, todo <-chan blobstore.Info, done chan<- checked) error {
+func (s *scrub) checkBlobs(ctx context.Context, todo <-chan repo.Blob, done chan<- checked) error {
 	x, err := s.e.r.NewReader()
 	if err != nil {
 		return err

@@ -3,10 +3,8 @@ package engine
 import (
 	"context"
 	"fmt"
-	"strings"
 
 	"cairn/internal/repo"
-	"cairn/internal/repo/addr"
 )
 
 // session is one job's writing into the repository.
@@ -75,22 +73,9 @@ func (r recorder) Forget(ctx context.Context, packs []repo.PackID) error {
 // repo reads a row back into the repository's words and checks that they
 // belong together: its name decides what is deleted.
 func (p PackRecord) repo() (repo.PackRecord, error) {
-	id, err := parsePack(p.ID)
-	if err != nil {
-		return repo.PackRecord{}, err
-	}
-	out := repo.Pack{ID: id}
-	switch p.Kind {
-	case addr.Data.String():
-		out.Kind = addr.Data
-	case addr.Node.String():
-		out.Kind = addr.Node
-	case addr.Point.String():
-		out.Kind = addr.Point
-		out.Snapshot, _, _ = strings.Cut(strings.TrimPrefix(p.Name, "point/"), ".")
-	}
-	if out.Kind == 0 || out.Blob() != p.Name {
+	pack, ok := repo.ParsePack(p.Name)
+	if !ok || pack.ID.String() != p.ID || pack.Kind.String() != p.Kind {
 		return repo.PackRecord{}, fmt.Errorf("pack row %s of kind %q does not fit its blob name %q", p.ID, p.Kind, p.Name)
 	}
-	return repo.PackRecord{Pack: out, Bytes: p.Bytes}, nil
+	return repo.PackRecord{Pack: pack, Bytes: p.Bytes}, nil
 }

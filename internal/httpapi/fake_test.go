@@ -21,7 +21,6 @@ import (
 	"go.uber.org/goleak"
 
 	"cairn/internal/chain"
-	"cairn/internal/engine"
 	"cairn/internal/httpapi"
 	"cairn/internal/job"
 	"cairn/internal/service"
@@ -181,7 +180,7 @@ func (f *fake) RenameSnapshot(ctx context.Context, in service.Rename) (service.S
 	return fullView().Snapshot, f.record(ctx, "RenameSnapshot", id, in)
 }
 
-func (f *fake) ExportSnapshot(ctx context.Context, zone, id string) (engine.Image, error) {
+func (f *fake) ExportSnapshot(ctx context.Context, zone, id string) (service.Image, error) {
 	return f.image, f.record(ctx, "ExportSnapshot", "", zone+"/"+id)
 }
 
@@ -214,7 +213,7 @@ func (f *fake) ImportVolume(ctx context.Context, in service.ImportVolume) (job.J
 	return f.job, err
 }
 
-func (f *fake) ExportVolume(ctx context.Context, zone, id string) (engine.Image, error) {
+func (f *fake) ExportVolume(ctx context.Context, zone, id string) (service.Image, error) {
 	return f.image, f.record(ctx, "ExportVolume", "", zone+"/"+id)
 }
 
@@ -290,7 +289,7 @@ func newImage(size, fail int64) *image {
 
 func (i *image) SizeBytes() int64 { return i.size }
 
-func (i *image) WriteTo(ctx context.Context, w io.Writer, f engine.Format) error {
+func (i *image) WriteTo(ctx context.Context, w io.Writer, f service.Format) error {
 	data := bytes.Repeat([]byte(f[:1]), int(i.size))
 	if i.fail >= 0 {
 		data = data[:i.fail]

@@ -28,7 +28,6 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
 
-	"cairn/internal/engine"
 	"cairn/internal/job"
 	"cairn/internal/service"
 )
@@ -43,13 +42,13 @@ type Service interface {
 	CaptureInstance(ctx context.Context, in service.CaptureInstance) (job.Job, error)
 	CreateVolumeFromSnapshot(ctx context.Context, in service.CloneSnapshot) (job.Job, error)
 	RenameSnapshot(ctx context.Context, in service.Rename) (service.Snapshot, error)
-	ExportSnapshot(ctx context.Context, zone, id string) (engine.Image, error)
+	ExportSnapshot(ctx context.Context, zone, id string) (service.Image, error)
 
 	Volumes(ctx context.Context, f service.VolumeFilter) (service.VolumePage, error)
 	CreateVolumes(ctx context.Context, in service.CreateVolumes) (job.Job, error)
 	RegisterVolume(ctx context.Context, in service.RegisterVolume) (service.Volume, error)
 	ImportVolume(ctx context.Context, in service.ImportVolume) (job.Job, error)
-	ExportVolume(ctx context.Context, zone, id string) (engine.Image, error)
+	ExportVolume(ctx context.Context, zone, id string) (service.Image, error)
 	DeleteVolumes(ctx context.Context, in service.VolumeSet) (job.Job, error)
 	RenameVolumes(ctx context.Context, in service.Rename) error
 	ResizeVolumes(ctx context.Context, in service.ResizeVolumes) (job.Job, error)

@@ -15,8 +15,8 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
 
-	"cairn/internal/engine"
 	"cairn/internal/errs"
+	"cairn/internal/service"
 )
 
 // stallTimeout cuts a stream whose reader takes nothing any more: an export
@@ -73,15 +73,15 @@ func (a *api) exportSnapshot(ctx context.Context, in *exportSnapshotInput) (*str
 }
 
 func export(ctx context.Context, zone, parameter, example, path, format string,
-	open func(ctx context.Context, zone, id string) (engine.Image, error),
+	open func(ctx context.Context, zone, id string) (service.Image, error),
 ) (*streamOutput, error) {
-	f := engine.Format(format)
+	f := service.Format(format)
 	switch f {
 	case "":
-		f = engine.FormatRaw
-	case engine.FormatRaw, engine.FormatQcow2:
+		f = service.FormatRaw
+	case service.FormatRaw, service.FormatQcow2:
 	default:
-		return nil, badParameter("format", "format cannot be %q; it is %s or %s", clip(format), engine.FormatRaw, engine.FormatQcow2)
+		return nil, badParameter("format", "format cannot be %q; it is %s or %s", clip(format), service.FormatRaw, service.FormatQcow2)
 	}
 	id, err := pathOrBody(parameter, example, path, "")
 	if err != nil {
@@ -97,7 +97,7 @@ func export(ctx context.Context, zone, parameter, example, path, format string,
 
 // sendImage streams and closes image. Once a byte is out, a failure cuts the
 // connection: a reader must never take part of a volume for the whole.
-func sendImage(ctx context.Context, c huma.Context, image engine.Image, id string, f engine.Format) {
+func sendImage(ctx context.Context, c huma.Context, image service.Image, id string, f service.Format) {
 	r, w := humago.Unwrap(c)
 	req := requestOf(ctx)
 	out := &tail{w: w, control: http.NewResponseController(w)}
@@ -106,7 +106,7 @@ func sendImage(ctx context.Context, c huma.Context, image engine.Image, id strin
 		h.Set("Content-Type", "application/octet-stream")
 		h.Set("Content-Disposition", fmt.Sprintf("attachment; filename=%q", id+"."+string(f)))
 		h.Set("Cache-Control", "no-store")
-		if f == engine.FormatRaw {
+		if f == service.FormatRaw {
 			h.Set("Content-Length", strconv.FormatInt(image.SizeBytes(), 10))
 		}
 		if r.Method == http.MethodHead {
@@ -115,7 +115,7 @@ func sendImage(ctx context.Context, c huma.Context, image engine.Image, id strin
 		if err := image.WriteTo(ctx, out, f); err != nil {
 			return err
 		}
-		if f == engine.FormatRaw && out.n != image.SizeBytes() {
+		if f == service.FormatRaw && out.n != image.SizeBytes() {
 			return errs.New(errs.Internal, "the export of %s has %d bytes instead of %d", id, out.n, image.SizeBytes())
 		}
 		return nil

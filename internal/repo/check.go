@@ -64,6 +64,16 @@ func ParseBlob(name string) (p Pack, header, ok bool) {
 	return p, false, false
 }
 
+// ParsePack reads a pack's blob name without its copy suffix.
+func ParsePack(name string) (p Pack, ok bool) {
+	for _, suffix := range []string{"", ".a"} {
+		if p, header, ok := ParseBlob(name + suffix); ok && !header && p.Blob() == name {
+			return p, true
+		}
+	}
+	return Pack{}, false
+}
+
 // Blobs lists every blob of the store.
 func (r *Repo) Blobs(ctx context.Context, fn func(blobstore.Info) error) error {
 	if err := r.store.List(ctx, "", fn); err != nil {

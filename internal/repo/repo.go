@@ -38,7 +38,12 @@ type (
 	Root   = tree.Root
 	Node   = tree.Node
 	Key    = keys.File
+	// Blob is a stored blob's name and size.
+	Blob = blobstore.Info
 )
+
+// PointKind is the kind of the packs that hold one point's manifest.
+const PointKind = addr.Point
 
 // ChunkSize is the size of every chunk in bytes.
 const ChunkSize = addr.ChunkSize

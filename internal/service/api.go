@@ -153,12 +153,13 @@ type JobPage struct {
 	Total int
 }
 
-// Exporter is what a streamed export hands out.
-type Exporter = engine.Image
-
-// Format is what an export can be. With these names httpapi needs nothing of
-// the engine.
-type Format = engine.Format
+// The words of an export for those above, who do not know the engine.
+type (
+	// Image streams a point or a volume out.
+	Image = engine.Image
+	// Format is an export's file format.
+	Format = engine.Format
+)
 
 // Export formats.
 const (
