@@ -68,7 +68,7 @@ func (db *DB) nothingToClaim(ctx context.Context, living []string) (bool, error)
 // condition repeats the partial index's words, so that it serves.
 func claimable(q *bun.SelectQuery, living []string) *bun.SelectQuery {
 	return q.Where("status IN ('pending', 'working')").
-		Where("status = 'pending' OR owner NOT IN (?)", bun.In(living))
+		Where("status = 'pending' OR owner NOT IN (?)", bun.List(living))
 }
 
 // owned reads a working job of that term, or fails with job.ErrFenced.

@@ -130,7 +130,7 @@ func jobsWhere(q *bun.SelectQuery, f service.JobFilter) *bun.SelectQuery {
 		q = q.Where("zone = ?", f.Zone)
 	}
 	if len(f.Statuses) > 0 {
-		q = q.Where("status IN (?)", bun.In(f.Statuses))
+		q = q.Where("status IN (?)", bun.List(f.Statuses))
 	}
 	if onlyUnfinished(f.Statuses) {
 		// They are few among many: said in the words of the partial index, and

@@ -72,7 +72,7 @@ func (t *tx) Pinned(snapshots ...string) (snapshot, holder string, ok bool, err 
 	for start := 0; start < len(snapshots); start += maxIDs {
 		part := snapshots[start:min(start+maxIDs, len(snapshots))]
 		var rows []pinRow
-		err := t.db.NewSelect().Model(&rows).Where("snapshot_id IN (?)", bun.In(part)).
+		err := t.db.NewSelect().Model(&rows).Where("snapshot_id IN (?)", bun.List(part)).
 			OrderExpr("snapshot_id, holder").Scan(t.ctx)
 		if err != nil {
 			return "", "", false, fmt.Errorf("look up pins: %w", explain(err))

@@ -112,7 +112,7 @@ func TestStatementPlans(t *testing.T) {
 			stmt string
 			want string
 		}{
-			{"ids", sel().Model((*snapshotRow)(nil)).Where("id IN (?)", bun.In([]string{"a", "b"})).String(), "INDEX sqlite_autoindex_snapshots_1 (id=?)"},
+			{"ids", sel().Model((*snapshotRow)(nil)).Where("id IN (?)", bun.List([]string{"a", "b"})).String(), "INDEX sqlite_autoindex_snapshots_1 (id=?)"},
 			{"one id", sel().Model((*snapshotRow)(nil)).Where("id = ?", "a").Where("zone = ?", "ac1").String(), "INDEX sqlite_autoindex_snapshots_1 (id=?)"},
 			{"head", sel().Model((*snapshotRow)(nil)).Where("resource_id = ?", "v").Where("is_head = 1").String(), "INDEX snapshots_head (resource_id=?)"},
 			{"live points", x.livePoints("ss-1").String(), "INDEX sqlite_autoindex_snapshots_1 (id>?)"},

@@ -120,7 +120,7 @@ func (t *tx) Packs(fn func(p service.Pack) error) error {
 func (t *tx) DeletePacks(ids ...string) error {
 	for start := 0; start < len(ids); start += maxIDs {
 		part := ids[start:min(start+maxIDs, len(ids))]
-		if _, err := t.db.NewDelete().Model((*packRow)(nil)).Where("id IN (?)", bun.In(part)).Exec(t.ctx); err != nil {
+		if _, err := t.db.NewDelete().Model((*packRow)(nil)).Where("id IN (?)", bun.List(part)).Exec(t.ctx); err != nil {
 			return fmt.Errorf("delete pack rows: %w", explain(err))
 		}
 	}

@@ -96,7 +96,7 @@ func (t *tx) snapshotsAmong(f service.SnapshotFilter) ([]service.Snapshot, int, 
 	var found []snapshotRow
 	for part := range slices.Chunk(slices.Compact(slices.Sorted(slices.Values(f.IDs))), maxIDs) {
 		var rows []snapshotRow
-		if err := t.db.NewSelect().Model(&rows).Where("id IN (?)", bun.In(part)).Scan(t.ctx); err != nil {
+		if err := t.db.NewSelect().Model(&rows).Where("id IN (?)", bun.List(part)).Scan(t.ctx); err != nil {
 			return nil, 0, fmt.Errorf("look up snapshots by id: %w", explain(err))
 		}
 		for _, r := range rows {
@@ -137,8 +137,8 @@ func (t *tx) scanQuery(f service.SnapshotFilter, sc scope) *bun.SelectQuery {
 	if f.Search != "" {
 		q = q.Where("instr(search_key, ?) > 0", fold(f.Search))
 	}
-	return q.Where("is_full IN (?)", bun.In(wantedTypes(f))).
-		Where("status IN (?)", bun.In(wantedStatuses(f)))
+	return q.Where("is_full IN (?)", bun.List(wantedTypes(f))).
+		Where("status IN (?)", bun.List(wantedStatuses(f)))
 }
 
 // idsByScan lets the database look at every row of a short list.
@@ -164,7 +164,7 @@ func (t *tx) snapshotsByID(ids []string) ([]service.Snapshot, error) {
 	out := make([]service.Snapshot, 0, len(ids))
 	for part := range slices.Chunk(ids, maxIDs) {
 		var rows []snapshotRow
-		if err := t.db.NewSelect().Model(&rows).Where("id IN (?)", bun.In(part)).Scan(t.ctx); err != nil {
+		if err := t.db.NewSelect().Model(&rows).Where("id IN (?)", bun.List(part)).Scan(t.ctx); err != nil {
 			return nil, fmt.Errorf("read snapshots: %w", explain(err))
 		}
 		at := make(map[string]snapshotRow, len(rows))
@@ -275,7 +275,7 @@ func (l list) plan(f service.SnapshotFilter) walkPlan {
 	}
 	slices.SortFunc(statuses, func(a, b chain.Status) int { return cmp.Compare(string(a), string(b)) })
 	if byStatus == "" || (len(statuses) > 1 && 2*l.total > l.all) {
-		p.arms = []arm{{ordered, append(base, cond{"status IN (?)", bun.In(statuses)})}}
+		p.arms = []arm{{ordered, append(base, cond{"status IN (?)", bun.List(statuses)})}}
 		return p
 	}
 	for _, s := range statuses {

@@ -71,16 +71,16 @@ func (t *tx) Volumes(f service.VolumeFilter) ([]service.Volume, int, error) {
 			q = q.Where("zone = ?", f.Zone)
 		}
 		if len(f.IDs) > 0 {
-			q = q.Where("id IN (?)", bun.In(f.IDs))
+			q = q.Where("id IN (?)", bun.List(f.IDs))
 		}
 		if f.Type != nil {
 			q = q.Where("type = ?", *f.Type)
 		}
 		switch {
 		case len(f.Statuses) > 0:
-			q = q.Where("status IN (?)", bun.In(f.Statuses))
+			q = q.Where("status IN (?)", bun.List(f.Statuses))
 		case len(f.IDs) == 0:
-			q = q.Where("status NOT IN (?)", bun.In([]service.VolumeStatus{service.VolumeDeleted, service.VolumeCeased}))
+			q = q.Where("status NOT IN (?)", bun.List([]service.VolumeStatus{service.VolumeDeleted, service.VolumeCeased}))
 		}
 		if f.Search != "" {
 			q = q.Where("instr(search_key, ?) > 0", fold(f.Search))

@@ -360,7 +360,7 @@ func testChainsAndHeads(t *testing.T, s service.Store) {
 
 func testLivePoints(t *testing.T, s service.Store) {
 	statuses := []chain.Status{chain.Pending, chain.Available, chain.Suspended, chain.Deleted, chain.Ceased}
-	const each = 500 // more than any implementation reads at once, in all
+	const each = 350 // more, in all, than an implementation should read at once
 	update(t, s, func(tx service.Tx) error {
 		for i := range each {
 			for _, st := range statuses {
