@@ -23,7 +23,7 @@ const (
 	restoreLeaves = 64
 	// syncEvery bytes of the volume the target is synced, so that progress
 	// counts durable bytes without a wait after every window.
-	syncEvery = 1 << 30
+	syncEvery = 256 << 20
 	pageSize  = 4 << 10 // the unit of comparison and of writing
 )
 
@@ -60,6 +60,9 @@ func (e *Engine) Restore(ctx context.Context, ref PointRef, target volume.Target
 	r := &restore{e: e, root: m.Root, target: target}
 	leaves := (size + leafSize - 1) / leafSize
 	synced := int64(0)
+	if progress != nil {
+		progress(0, size)
+	}
 	for leaf := int64(0); leaf < leaves; leaf += restoreLeaves {
 		if err := r.span(ctx, leaf, min(leaf+restoreLeaves, leaves)); err != nil {
 			return Restored{}, fmt.Errorf("restore %s: %w", ref.Snapshot, err)

@@ -332,7 +332,7 @@ func (f *front) unrouted(w *writer, r *http.Request) error {
 			allow = append(allow, method)
 		}
 	}
-	if len(allow) == 0 {
+	if len(allow) == 0 || notYet(r.URL.Path) {
 		return errs.New(errs.NotFound, "there is no %s; /docs lists every call", clip(r.URL.Path))
 	}
 	allow = append(allow, http.MethodOptions)
@@ -345,6 +345,12 @@ func (f *front) unrouted(w *writer, r *http.Request) error {
 		parameter: "method", status: http.StatusMethodNotAllowed,
 		err: errs.New(errs.Invalid, "%s does not take %s; use %s", clip(r.URL.Path), clip(r.Method), strings.Join(allow, ", ")),
 	}
+}
+
+// notYet tells the calls that need machines, which come later, from a volume
+// of that name: no id looks so.
+func notYet(path string) bool {
+	return strings.HasSuffix(path, "/volumes/attach") || strings.HasSuffix(path, "/volumes/detach")
 }
 
 // writer remembers what was answered.

@@ -30,14 +30,22 @@ import (
 
 // The words of the rooms below that callers need.
 type (
-	ID     = addr.ID
+	// ID is a keyed hash; the zero ID stands for all zeros.
+	ID = addr.ID
+	// PackID is a pack's random name.
 	PackID = addr.PackID
-	Pack   = addr.Pack
-	Loc    = addr.Loc
-	Ref    = addr.Ref
-	Root   = tree.Root
-	Node   = tree.Node
-	Key    = keys.File
+	// Pack names a pack well enough to find its blob.
+	Pack = addr.Pack
+	// Loc is where a record lies.
+	Loc = addr.Loc
+	// Ref is a slot of a tree: content and where it lies.
+	Ref = addr.Ref
+	// Root is a whole tree.
+	Root = tree.Root
+	// Node is one node of a tree.
+	Node = tree.Node
+	// Key is the content of a key file.
+	Key = keys.File
 	// Blob is a stored blob's name and size.
 	Blob = blobstore.Info
 )

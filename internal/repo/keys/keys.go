@@ -71,12 +71,13 @@ func (x *Hasher) ID(parts ...[]byte) (id addr.ID) {
 	return id
 }
 
-// Chunks, Nodes and Manifests make the Hasher for each kind of content.
+// Chunks makes the Hasher for chunks.
 func (m Master) Chunks() *Hasher { return newHasher("cairn v1 chunk id", m.id[:]) }
 
 // Nodes makes the Hasher for tree nodes.
 func (m Master) Nodes() *Hasher { return newHasher("cairn v1 node id", m.id[:]) }
 
+// Manifests makes the Hasher for manifests.
 // Manifests makes the Hasher for manifests.
 func (m Master) Manifests() *Hasher { return newHasher("cairn v1 manifest id", m.id[:]) }
 
