@@ -335,29 +335,33 @@ func (w *PointWriter) Finish(ctx context.Context, m *Manifest) (Point, error) {
 	if err != nil {
 		return Point{}, w.giveUp(err)
 	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if !w.small {
-		err = w.closeData(ctx)
-		if err == nil {
-			err = w.closeNode(ctx)
-		}
-	}
-	if err != nil {
+	if err := w.closePacks(ctx); err != nil {
 		return Point{}, w.giveUp(err)
 	}
 	close(w.puts)
 	<-w.done
-	p := Point{}
-	if err = w.putErr; err == nil {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	p, err := Point{}, w.putErr
+	if err == nil {
 		p, err = w.putPoint(ctx, m, level, root)
 	}
 	if err != nil {
-		w.s.forgetClaims()
+		w.letGo()
 		return Point{}, err
 	}
 	w.report(w.source)
 	return p, nil
+}
+
+// closePacks sends the open packs on their way, data first.
+func (w *PointWriter) closePacks(ctx context.Context) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err := w.closeData(ctx); err != nil {
+		return err
+	}
+	return w.closeNode(ctx)
 }
 
 func firstOf(errs ...error) error {
@@ -374,8 +378,19 @@ func firstOf(errs ...error) error {
 func (w *PointWriter) giveUp(err error) error {
 	close(w.puts)
 	<-w.done
-	w.s.forgetClaims()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.letGo()
 	return firstOf(w.putErr, err)
+}
+
+// letGo undoes what a point that was given up did to its session.
+func (w *PointWriter) letGo() {
+	if w.data != nil {
+		w.s.buffers <- w.data.Discard()
+		w.data = nil
+	}
+	w.s.forgetClaims()
 }
 
 // Abort ends the point after an error elsewhere. It waits for the putter. The

@@ -95,6 +95,12 @@ func (b *Builder) Finish() (blob []byte, content addr.ID) {
 	return b.buf, content
 }
 
+// Discard ends a pack that will not be finished and returns its memory.
+func (b *Builder) Discard() []byte {
+	b.sealed = true
+	return b.buf[:0]
+}
+
 func dirAAD(id addr.PackID, dirOff uint32) []byte {
 	aad := append([]byte(nil), id[:]...)
 	aad = append(aad, "DIR1"...)
