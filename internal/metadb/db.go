@@ -34,11 +34,16 @@ import (
 // readers bounds how many Views run at once; more wait for a connection.
 const readers = 4
 
+// cacheBytes bounds the search blocks kept in memory: enough for two million
+// snapshots. They are only kept once somebody lists or searches.
+const cacheBytes = 96 << 20
+
 // DB is an open metadata database.
 type DB struct {
 	write  *bun.DB // one connection: SQLite has one writer, waiting in Go is fair
 	read   *bun.DB
 	limits limits
+	cache  *blockCache
 }
 
 var _ service.Store = (*DB)(nil)
@@ -72,6 +77,7 @@ func Open(ctx context.Context, path string) (*DB, error) {
 		write:  bun.NewDB(write, sqlitedialect.New()),
 		read:   bun.NewDB(read, sqlitedialect.New()),
 		limits: defaultLimits(),
+		cache:  newBlockCache(cacheBytes),
 	}
 	if err := db.rebuildLists(ctx); err != nil {
 		return nil, errors.Join(err, db.Close())
@@ -200,7 +206,7 @@ func (db *DB) inTx(ctx context.Context, on *bun.DB, fn func(tx service.Tx) error
 			err = fmt.Errorf("roll back: %w", explain(rerr))
 		}
 	}()
-	if err := fn(&tx{ctx: ctx, db: btx, limits: db.limits}); err != nil {
+	if err := fn(&tx{ctx: ctx, db: btx, limits: db.limits, cache: db.cache, writes: on == db.write}); err != nil {
 		return err
 	}
 	if err := btx.Commit(); err != nil {
@@ -216,6 +222,8 @@ type tx struct {
 	ctx    context.Context
 	db     bun.Tx
 	limits limits
+	cache  *blockCache
+	writes bool // may see rows that are never committed: must not fill the cache
 }
 
 var _ service.Tx = (*tx)(nil)

@@ -79,7 +79,7 @@ func (t *tx) rebuildZone(zone string) error {
 			}
 			block = append(block, newEntry(r.listed))
 			if parts := t.limits.split(block, len(block)-1); len(parts) > 1 {
-				if err := t.storeBlock(blockRow{Zone: zone}, parts[0]); err != nil {
+				if err := t.storeBlock(zone, parts[0]); err != nil {
 					return err
 				}
 				block = append([]entry(nil), parts[1]...)
@@ -93,5 +93,5 @@ func (t *tx) rebuildZone(zone string) error {
 	if len(block) == 0 {
 		return nil
 	}
-	return t.storeBlock(blockRow{Zone: zone}, block)
+	return t.storeBlock(zone, block)
 }

@@ -1,10 +1,11 @@
 package metadb
 
 import (
-	"bytes"
 	"database/sql"
 	"errors"
 	"fmt"
+	"math"
+	"slices"
 
 	"github.com/uptrace/bun"
 
@@ -42,7 +43,7 @@ func (t *tx) reindex(before *listed, after listed) error {
 		return err
 	}
 	if !found {
-		return t.storeBlock(blockRow{Zone: after.Zone}, []entry{newEntry(after)})
+		return t.storeBlock(after.Zone, []entry{newEntry(after)})
 	}
 	es, err := decodeEntries(row.Flags, row.Keys, row.Refs)
 	if err != nil {
@@ -54,15 +55,16 @@ func (t *tx) reindex(before *listed, after listed) error {
 	} else {
 		es = append(es[:at], append([]entry{newEntry(after)}, es[at:]...)...)
 	}
-	parts := t.limits.split(es, at)
-	// The last part keeps the row and goes first: its new end may be what makes
-	// the old one free for the part before it.
-	rest := parts[:len(parts)-1]
-	if err := t.storeBlock(row, parts[len(parts)-1]); err != nil {
-		return err
+	return t.replaceBlock(row, t.limits.split(es, at))
+}
+
+// replaceBlock stores parts in a block's place.
+func (t *tx) replaceBlock(row blockRow, parts [][]entry) error {
+	if _, err := t.db.NewDelete().Model(&row).WherePK().Exec(t.ctx); err != nil {
+		return fmt.Errorf("replace a search block: %w", explain(err))
 	}
-	for _, part := range rest {
-		if err := t.storeBlock(blockRow{Zone: row.Zone}, part); err != nil {
+	for _, es := range parts {
+		if err := t.storeBlock(row.Zone, es); err != nil {
 			return err
 		}
 	}
@@ -95,18 +97,13 @@ func (t *tx) blockOf(l listed) *bun.SelectQuery {
 		OrderExpr("last_time DESC, last_id").Limit(1)
 }
 
-// storeBlock writes es as the content of a block, new if it has no id yet.
-func (t *tx) storeBlock(row blockRow, es []entry) error {
+// storeBlock stores es as a block of its own, under an id that no block of a
+// committed transaction ever had: caches go by it.
+func (t *tx) storeBlock(zone string, es []entry) error {
 	last := es[len(es)-1]
-	row.LastTime, row.LastID = last.time, last.id
+	row := blockRow{Zone: zone, LastTime: last.time, LastID: last.id}
 	row.Flags, row.Keys, row.Refs = encodeEntries(es)
-	var err error
-	if row.ID == 0 {
-		_, err = t.db.NewInsert().Model(&row).Exec(t.ctx)
-	} else {
-		_, err = t.db.NewUpdate().Model(&row).WherePK().Exec(t.ctx)
-	}
-	if err != nil {
+	if _, err := t.db.NewInsert().Model(&row).Exec(t.ctx); err != nil {
 		return fmt.Errorf("store a search block: %w", explain(err))
 	}
 	return nil
@@ -127,54 +124,90 @@ func (t *tx) dropEntry(l listed) error {
 		return blockDamaged(fmt.Errorf("snapshot %s is in no search block", l.ID))
 	}
 	if es = append(es[:at], es[at+1:]...); len(es) > 0 {
-		return t.storeBlock(row, es)
+		return t.replaceBlock(row, [][]entry{es})
 	}
-	if _, err := t.db.NewDelete().Model(&row).WherePK().Exec(t.ctx); err != nil {
-		return fmt.Errorf("drop an empty search block: %w", explain(err))
-	}
-	return nil
+	return t.replaceBlock(row, nil)
 }
 
-// pageOfBlocks answers a filter with a zone and no ids from the blocks. Without
+// blocksAtOnce is how many blocks are read together: enough that queries do
+// not count, few enough that memory does not.
+const blocksAtOnce = 64
+
+// firstBlocks is where a zone's first pages are looked for.
+const firstBlocks = 4
+
+// pageOfBlocks answers a filter with a zone, no ids and no root from the blocks. Without
 // a search word it stops at the page's end: total is then no total.
 func (t *tx) pageOfBlocks(f service.SnapshotFilter) (ids []string, total int, err error) {
-	rows, err := t.db.QueryContext(t.ctx, blocksSQL(f), f.Zone)
-	if err != nil {
-		return nil, 0, fmt.Errorf("search snapshots: %w", explain(err))
-	}
-	defer func() { err = errors.Join(err, rows.Close()) }()
-
 	s := newSearch(f)
-	for rows.Next() && (f.Search != "" || s.total < s.end) {
-		// RawBytes: valid until Next, not copied.
-		var id int64
-		var flags, keys, refs sql.RawBytes
-		if err := rows.Scan(&id, &flags, &keys, &refs); err != nil {
-			return nil, 0, fmt.Errorf("search snapshots: %w", explain(err))
-		}
-		if err := s.block(id, flags, keys, refs); err != nil {
-			return nil, 0, blockDamaged(err)
+	s.owner = t.cache.owner(f.ResourceID)
+	done := false
+	if f.Search == "" && s.owner == 0 && f.Offset < t.limits.blockEntries {
+		// The first pages of a zone's list are in its first blocks.
+		if done, err = t.searchBlocks(s, f.Zone, firstBlocks); err != nil {
+			return nil, 0, err
 		}
 	}
-	if err := errors.Join(rows.Err(), rows.Close()); err != nil {
-		return nil, 0, fmt.Errorf("search snapshots: %w", explain(err))
+	if !done {
+		s.total, s.page = 0, nil
+		if _, err := t.searchBlocks(s, f.Zone, math.MaxInt32); err != nil {
+			return nil, 0, err
+		}
 	}
 	ids, err = t.idsAt(s.page)
 	return ids, s.total, err
 }
 
-// blocksSQL selects what the filter needs of all blocks of a zone.
-func blocksSQL(f service.SnapshotFilter) string {
-	keys, refs := "x''", "x''" // what is not needed is not read
-	if f.Search != "" {
-		keys = "keys"
+// searchBlocks looks through the first most blocks of a zone, or as far as the
+// page needs. done: there is nothing behind it for this page.
+func (t *tx) searchBlocks(s *search, zone string, most int) (done bool, err error) {
+	ids, err := t.blockIDs(zone, most)
+	if err != nil {
+		return false, err
 	}
-	if f.ResourceID != "" || f.RootID != "" {
-		refs = "refs"
+	all := len(ids) < most
+	if all && !t.writes {
+		t.cache.sweep(zone, ids)
 	}
-	return "SELECT id, flags, " + keys + ", " + refs +
-		" FROM snapshot_search WHERE zone = ? ORDER BY last_time DESC, last_id"
+	need := parts{keys: len(s.word) > 0, owners: s.owner != 0}
+	for part := range slices.Chunk(ids, blocksAtOnce) {
+		if len(s.word) == 0 && s.total >= s.end {
+			return true, nil
+		}
+		contents, err := t.blocks(zone, part, need)
+		if err != nil {
+			return false, err
+		}
+		for i, b := range contents {
+			if err := s.block(part[i], b); err != nil {
+				return false, blockDamaged(err)
+			}
+		}
+	}
+	return all || s.total >= s.end, nil
 }
+
+// blockIDs lists the first blocks of a zone, at most so many.
+func (t *tx) blockIDs(zone string, most int) (ids []int64, err error) {
+	rows, err := t.db.QueryContext(t.ctx, blockIDsSQL, zone, most)
+	if err != nil {
+		return nil, fmt.Errorf("list search blocks: %w", explain(err))
+	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	for rows.Next() {
+		var id int64
+		if err := rows.Scan(&id); err != nil {
+			return nil, fmt.Errorf("list search blocks: %w", explain(err))
+		}
+		ids = append(ids, id)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("list search blocks: %w", explain(err))
+	}
+	return ids, nil
+}
+
+const blockIDsSQL = "SELECT id FROM snapshot_search WHERE zone = ? ORDER BY last_time DESC, last_id LIMIT ?"
 
 // place is an entry's place: its block and its number there.
 type place struct {
@@ -184,20 +217,18 @@ type place struct {
 
 // search counts matches and keeps those of one page.
 type search struct {
-	word           []byte // empty: all match
-	wanted         [256]bool
-	resource, root []byte // empty: any
-	offset, end    int
+	word        []byte // empty: all match
+	wanted      [256]bool
+	owner       uint32 // 0: any resource
+	offset, end int
 
 	total int
 	page  []place
-	other []bool // scratch of one block: entries of other resources or roots
 }
 
 func newSearch(f service.SnapshotFilter) *search {
 	s := &search{
-		word: []byte(fold(f.Search)), resource: []byte(f.ResourceID), root: []byte(f.RootID),
-		offset: f.Offset, end: f.Offset + f.Limit,
+		word: []byte(fold(f.Search)), offset: f.Offset, end: f.Offset + f.Limit,
 	}
 	for _, st := range wantedStatuses(f) {
 		for _, full := range wantedTypes(f) {
@@ -210,19 +241,9 @@ func newSearch(f service.SnapshotFilter) *search {
 }
 
 // block looks through one block.
-func (s *search) block(id int64, flags, keys, refs []byte) error {
-	s.other = s.other[:0]
-	if len(s.resource) > 0 || len(s.root) > 0 {
-		err := eachRef(refs, len(flags), func(_ int, r ref) {
-			s.other = append(s.other, (len(s.resource) > 0 && !bytes.Equal(r.resource, s.resource)) ||
-				(len(s.root) > 0 && !bytes.Equal(r.root, s.root)))
-		})
-		if err != nil {
-			return err
-		}
-	}
+func (s *search) block(id int64, b *block) error {
 	hit := func(i int) {
-		if len(s.other) > 0 && s.other[i] {
+		if s.owner != 0 && b.owners[i] != s.owner {
 			return
 		}
 		if s.total >= s.offset && s.total < s.end {
@@ -231,30 +252,24 @@ func (s *search) block(id int64, flags, keys, refs []byte) error {
 		s.total++
 	}
 	if len(s.word) > 0 {
-		return match(flags, keys, s.word, &s.wanted, hit)
+		return match(b.flags, b.keys, s.word, &s.wanted, hit)
 	}
-	s.passOver(flags, hit)
-	return nil
-}
-
-// passOver calls hit for each wanted entry, or only counts them when the page
-// begins behind this block.
-func (s *search) passOver(flags []byte, hit func(i int)) {
 	n := 0
-	for _, f := range flags {
+	for _, f := range b.flags {
 		if s.wanted[f] {
 			n++
 		}
 	}
-	if len(s.other) == 0 && s.total+n <= s.offset {
+	if s.owner == 0 && s.total+n <= s.offset { // the page begins behind this block
 		s.total += n
-		return
+		return nil
 	}
-	for i, f := range flags {
+	for i, f := range b.flags {
 		if s.wanted[f] {
 			hit(i)
 		}
 	}
+	return nil
 }
 
 // idsAt reads the ids at places; those of one block are neighbours.

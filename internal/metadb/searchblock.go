@@ -17,11 +17,11 @@ import (
 //
 //	flags  one byte each: bit 0 full, the rest the status
 //	keys   search keys, each followed by endMark
-//	refs   time (8 bytes, little endian), then id, resource and root, each
-//	       after its length as a uvarint
+//	refs   time (8 bytes, little endian), then id and resource, each after
+//	       its length as a uvarint
 //
 // A list reads flags, with a search word keys too, and refs only of the blocks
-// it answers from, or when a search asks for a resource or a root too.
+// it answers from, or when a search asks for a resource too.
 
 // limits are the sizes that decide how searches run; tests make them small.
 type limits struct {
@@ -32,10 +32,13 @@ type limits struct {
 	// scanRows is how long a list may be for a search to look at its rows one
 	// by one instead of at the blocks.
 	scanRows int
+	// walkRows is how far into a resource's list an index is walked; pages
+	// behind it come from the blocks.
+	walkRows int
 }
 
 func defaultLimits() limits {
-	return limits{blockEntries: 256, blockBytes: 64 << 10, scanRows: 2000}
+	return limits{blockEntries: 256, blockBytes: 64 << 10, scanRows: 2000, walkRows: 20_000}
 }
 
 // statusFlags are stored; never renumber them.
@@ -60,14 +63,13 @@ type entry struct {
 	time     int64
 	id       string
 	resource string
-	root     string
 	flag     byte
 	key      string
 }
 
 func newEntry(l listed) entry {
 	return entry{
-		time: l.CreateTime, id: l.ID, resource: l.ResourceID, root: l.RootID,
+		time: l.CreateTime, id: l.ID, resource: l.ResourceID,
 		flag: flag(l.Status, l.IsFull), key: l.SearchKey,
 	}
 }
@@ -109,7 +111,7 @@ func encodeEntries(es []entry) (flags, keys, refs []byte) {
 		flags = append(flags, e.flag)
 		keys = append(append(keys, e.key...), endMark)
 		refs = binary.LittleEndian.AppendUint64(refs, uint64(e.time))
-		for _, s := range [...]string{e.id, e.resource, e.root} {
+		for _, s := range [...]string{e.id, e.resource} {
 			refs = append(binary.AppendUvarint(refs, uint64(len(s))), s...)
 		}
 	}
@@ -120,8 +122,8 @@ var errBlock = errors.New("a search block cannot be read")
 
 // ref is an entry's cold part. Its slices point into the block.
 type ref struct {
-	time               int64
-	id, resource, root []byte
+	time         int64
+	id, resource []byte
 }
 
 // eachRef calls fn for each of n refs.
@@ -133,7 +135,7 @@ func eachRef(refs []byte, n int, fn func(i int, r ref)) error {
 		}
 		r.time = int64(binary.LittleEndian.Uint64(refs))
 		refs = refs[8:]
-		for _, s := range [...]*[]byte{&r.id, &r.resource, &r.root} {
+		for _, s := range [...]*[]byte{&r.id, &r.resource} {
 			size, w := binary.Uvarint(refs)
 			if w <= 0 || size > uint64(len(refs)-w) {
 				return fmt.Errorf("refs end early: %w", errBlock)
@@ -152,7 +154,7 @@ func eachRef(refs []byte, n int, fn func(i int, r ref)) error {
 func decodeEntries(flags, keys, refs []byte) ([]entry, error) {
 	es := make([]entry, len(flags))
 	err := eachRef(refs, len(flags), func(i int, r ref) {
-		es[i] = entry{time: r.time, id: string(r.id), resource: string(r.resource), root: string(r.root)}
+		es[i] = entry{time: r.time, id: string(r.id), resource: string(r.resource)}
 	})
 	if err != nil {
 		return nil, err

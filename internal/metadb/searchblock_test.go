@@ -68,7 +68,7 @@ func TestBlockGolden(t *testing.T) {
 	flags, keys, refs := encodeEntries([]entry{newEntry(listed{
 		ID: "ss-A", ResourceID: "v", RootID: "ss-A", IsFull: true, Status: chain.Suspended, CreateTime: 258, SearchKey: searchKey("ss-A", "né"),
 	})})
-	want := []string{"\x05", "SS-A\x01NÉ\x00", "\x02\x01\x00\x00\x00\x00\x00\x00\x04ss-A\x01v\x04ss-A"}
+	want := []string{"\x05", "SS-A\x01NÉ\x00", "\x02\x01\x00\x00\x00\x00\x00\x00\x04ss-A\x01v"}
 	for i, got := range [][]byte{flags, keys, refs} {
 		if string(got) != want[i] {
 			t.Errorf("column %d is %q, want %q", i, got, want[i])

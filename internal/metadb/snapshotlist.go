@@ -15,8 +15,8 @@ import (
 
 // Snapshots finds the ids of the page without touching rows and then reads
 // only those. By filter: given ids are looked up; the lists of a zone, with a
-// search word or without, come from the blocks; those of a resource or a root
-// are counted by counters and walked in an index from the nearer end; what is
+// search word or without, and deep pages come from the blocks; those of a
+// resource or a root are counted by counters and walked in an index; what is
 // left, combinations over short lists, is left to the database.
 func (t *tx) Snapshots(f service.SnapshotFilter) ([]service.Snapshot, int, error) {
 	f.Offset = min(max(f.Offset, 0), math.MaxInt32) // so that sums stay in range
@@ -40,15 +40,15 @@ func (t *tx) snapshotIDs(f service.SnapshotFilter) ([]string, int, error) {
 	}
 	f.Zone = list.zone
 	severalZones := f.Zone == "" && (list.scope == scopeZone || f.Search != "")
-	shortSearch := f.Search != "" && list.all <= t.limits.scanRows
+	shortSearch := f.Search != "" && (f.RootID != "" || list.all <= t.limits.scanRows)
 	switch {
-	case severalZones || shortSearch || (f.RootID != "" && f.ResourceID != "" && f.Search == ""):
+	case severalZones || shortSearch || (f.RootID != "" && f.ResourceID != ""):
 		return t.idsByScan(f, list.scope)
 	case f.Search != "":
 		return t.pageOfBlocks(f)
 	case f.Offset >= list.total || f.Limit == 0:
 		return nil, list.total, nil
-	case list.scope == scopeZone:
+	case list.scope == scopeZone, list.scope == scopeResource && f.Zone != "" && f.Offset > t.limits.walkRows:
 		ids, _, err := t.pageOfBlocks(f)
 		return ids, list.total, err
 	}
@@ -235,7 +235,6 @@ func (t *tx) list(f service.SnapshotFilter) (list, error) {
 // walkPlan is a way through an index to the ids of one page.
 type walkPlan struct {
 	arms   []arm // more than one: merged in list order
-	back   bool  // from the list's end
 	offset int
 	limit  int
 }
@@ -256,9 +255,6 @@ type cond struct {
 // rows among many, by status; else in order, passing over what does not match.
 func (l list) plan(f service.SnapshotFilter) walkPlan {
 	p := walkPlan{offset: f.Offset, limit: min(f.Limit, l.total-f.Offset)}
-	if behind := l.total - f.Offset - p.limit; behind < f.Offset {
-		p.back, p.offset = true, behind
-	}
 	base, ordered, byStatus := []cond{{"resource_id = ?", f.ResourceID}}, "snapshots_resource", "snapshots_resource_status"
 	if l.scope == scopeRoot {
 		base, ordered, byStatus = []cond{{"root_id = ?", f.RootID}}, "snapshots_root", ""
@@ -302,11 +298,7 @@ func (p walkPlan) sql() (string, []any) {
 			args = append(args, c.arg)
 		}
 	}
-	order := " ORDER BY create_time DESC, id"
-	if p.back {
-		order = " ORDER BY create_time, id DESC"
-	}
-	b.WriteString(order + " LIMIT ? OFFSET ?")
+	b.WriteString(" ORDER BY create_time DESC, id LIMIT ? OFFSET ?")
 	return b.String(), append(args, p.limit, p.offset)
 }
 
@@ -323,9 +315,6 @@ func (t *tx) walk(p walkPlan) ([]string, error) {
 	ids := make([]string, len(rows))
 	for i, r := range rows {
 		ids[i] = r.ID
-	}
-	if p.back {
-		slices.Reverse(ids)
 	}
 	return ids, nil
 }

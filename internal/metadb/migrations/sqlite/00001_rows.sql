@@ -83,9 +83,9 @@ CREATE TABLE snapshot_counts (
 
 -- What a zone's lists and every search read instead of a million rows: blocks
 -- of neighbours in list order, each ended by (last_time, last_id). Derived from
--- snapshots; see rebuild.
+-- snapshots; see rebuild. A changed block gets a new id; ids never come again.
 CREATE TABLE snapshot_search (
-  id        INTEGER PRIMARY KEY,
+  id        INTEGER PRIMARY KEY AUTOINCREMENT,
   zone      TEXT    NOT NULL,
   last_time INTEGER NOT NULL,
   last_id   TEXT    NOT NULL,
