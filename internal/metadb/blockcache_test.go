@@ -47,8 +47,9 @@ func TestBlockCache(t *testing.T) {
 	if len(c.zones["ac1"]) != 2 || c.size != 2*flagsOnly.size() {
 		t.Errorf("after the sweep %d blocks of %d bytes are kept", len(c.zones["ac1"]), c.size)
 	}
-	if c.owner("") != 0 || c.owner("vol-A") == 0 || c.owner("vol-A") != c.owner("vol-A") || c.owner("vol-A") == c.owner("vol-B") {
-		t.Error("resources are not numbered one to one")
+	first, other, again := c.owner("vol-A"), c.owner("vol-B"), c.owner("vol-A")
+	if c.owner("") != 0 || first == 0 || other == 0 || first == other || first != again {
+		t.Errorf("resources got the numbers %d, %d, %d", first, other, again)
 	}
 }
 
