@@ -194,7 +194,7 @@ func (db *DB) Update(ctx context.Context, fn func(tx service.Tx) error) error {
 func (db *DB) inTx(ctx context.Context, on *bun.DB, fn func(tx service.Tx) error) (err error) {
 	btx, err := on.BeginTx(ctx, nil)
 	if err != nil {
-		return fmt.Errorf("begin a transaction: %w", explain(err))
+		return cutOff(ctx, fmt.Errorf("begin a transaction: %w", explain(err)))
 	}
 	committed := false
 	defer func() {
@@ -207,13 +207,23 @@ func (db *DB) inTx(ctx context.Context, on *bun.DB, fn func(tx service.Tx) error
 		}
 	}()
 	if err := fn(&tx{ctx: ctx, db: btx, limits: db.limits, cache: db.cache, writes: on == db.write}); err != nil {
-		return err
+		return cutOff(ctx, err)
 	}
 	if err := btx.Commit(); err != nil {
-		return fmt.Errorf("commit: %w", explain(err))
+		return cutOff(ctx, fmt.Errorf("commit: %w", explain(err)))
 	}
 	committed = true
 	return nil
+}
+
+// cutOff makes an error that a cancelled context caused say so: database/sql
+// rolls back behind our back and then calls the transaction done, SQLite calls
+// a statement interrupted. Other errors stay as they are.
+func cutOff(ctx context.Context, err error) error {
+	if ctx.Err() == nil || errors.Is(err, ctx.Err()) || (!errors.Is(err, sql.ErrTxDone) && !interrupted(err)) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", ctx.Err(), err)
 }
 
 // tx is one transaction. It carries its context because its methods, by

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"cairn/internal/errs"
 	"cairn/internal/service"
@@ -249,4 +250,41 @@ func TestUpdateCancelled(t *testing.T) {
 	if err != nil {
 		t.Error(err)
 	}
+}
+
+// However a cancel hits a transaction, the error says that it was a cancel,
+// so that callers can tell it from a database that failed.
+func TestCancelIsToldAsSuch(t *testing.T) {
+	db := openAt(t, filepath.Join(t.TempDir(), "meta.db"))
+	defer func() {
+		if err := db.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	fill(t, db, 2000, 3)
+	list := func(tx service.Tx) error {
+		_, _, err := tx.Jobs(service.JobFilter{Limit: 1})
+		if err == nil {
+			err = tx.LivePoints(func(service.Snapshot) error { return nil })
+		}
+		return err
+	}
+	cut := 0
+	for i := range 200 {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Duration(i)*100*time.Microsecond)
+		run := db.View
+		if i%2 == 0 {
+			run = db.Update
+		}
+		err := run(ctx, list)
+		cancel()
+		if err == nil {
+			continue
+		}
+		cut++
+		if !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("cut off after %d steps: %v", i, err)
+		}
+	}
+	t.Logf("%d of 200 transactions were cut off", cut)
 }
