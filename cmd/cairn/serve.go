@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -202,7 +203,7 @@ func (c serveConfig) open(ctx context.Context, dir string, log *slog.Logger) (sv
 	for _, what := range r.IndexDropped() {
 		log.Warn("part of the dedup index was damaged and is not used; new points may take more space", "what", what)
 	}
-	db, err := metadb.Open(ctx, filepath.Join(dir, "cairn.db"))
+	db, err := openDatabase(ctx, filepath.Join(dir, "cairn.db"), r)
 	if err != nil {
 		return nil, closers, err
 	}
@@ -223,6 +224,26 @@ func (c serveConfig) open(ctx context.Context, dir string, log *slog.Logger) (sv
 		Zones:   c.zones, OwnDirs: []string{dir}, MaxChainPoints: c.maxChain, Workers: c.jobs, Log: log,
 	})
 	return svc, closers, err
+}
+
+// openDatabase opens the metadata database, and makes it only beside a
+// repository without points: an empty one beside a full repository would hide
+// every point.
+func openDatabase(ctx context.Context, path string, r *repo.Repo) (*metadb.DB, error) {
+	_, err := os.Stat(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("look for the database: %w", err)
+	}
+	if err != nil {
+		points, err := r.HasPoints(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if points {
+			return nil, errs.New(errs.NotFound, "the database %s is missing, but the repository beside it holds points; put the database back from your copy", path)
+		}
+	}
+	return metadb.Open(ctx, path)
 }
 
 // run serves until ctx ends or something breaks, then stops in order: no new

@@ -211,11 +211,18 @@ func (r *Runner) Inline(ctx context.Context, j Job, do func(ctx context.Context,
 	if !ok {
 		return errs.Wrap(errs.Unavailable, errShutdown, "the server is stopping; try again when it is back")
 	}
-	t.do = do
-	gone := context.AfterFunc(ctx, func() {
+	vanished := func() {
 		t.cancel(errs.Wrap(errs.Invalid, context.Cause(ctx), "the client went away before everything was stored; send it again"))
-	})
-	defer gone()
+	}
+	t.do = func(doCtx context.Context, run *Run) error {
+		err := do(doCtx, run)
+		if err != nil && ctx.Err() != nil {
+			vanished() // do may see the end of the stream before we see ctx's
+		}
+		return err
+	}
+	stop := context.AfterFunc(ctx, vanished)
+	defer stop()
 	go func() { //nolint:contextcheck // the task carries its contexts, which end at different times
 		defer r.wg.Done()
 		r.execute(t)

@@ -218,6 +218,16 @@ func readSmall(ctx context.Context, store blobstore.Store, name string, limit in
 	return b, nil
 }
 
+// HasPoints reports whether any point pack is stored, committed or not.
+func (r *Repo) HasPoints(ctx context.Context) (bool, error) {
+	found := errors.New("found")
+	err := r.store.List(ctx, "point/", func(Blob) error { return found })
+	if err == nil || errors.Is(err, found) {
+		return err != nil, nil
+	}
+	return false, fmt.Errorf("look for points: %w", err)
+}
+
 // RepoID names the repository.
 func (r *Repo) RepoID() string { return r.header.Repo.String() }
 

@@ -97,7 +97,12 @@ func TestAnImportDoesNotOutliveItsProcess(t *testing.T) {
 	if _, err := io.WriteString(pipe, "01234"); err != nil {
 		t.Fatal(err)
 	}
-	p.cancel() // SIGTERM; the server closes its connections
+	p.cancel() // SIGTERM
+	p.until("the stop has reached the jobs", func() bool {
+		_, err := p.imported("x", 1)
+		return errs.Is(err, errs.Unavailable)
+	})
+	// Only now does the server close its connections.
 	_ = pipe.CloseWithError(errors.New("the server is stopping"))
 	j := <-got
 	if j.Status != job.Working {
@@ -107,6 +112,7 @@ func TestAnImportDoesNotOutliveItsProcess(t *testing.T) {
 	p = w.start(nil)
 	defer p.stop()
 	p.bad("import the volume again", j, nil)
+	p.idle() // the import that the stop refused is taken back too
 	p.check()
 }
 

@@ -399,7 +399,7 @@ func (w *world) checkContent(t harness.TB) {
 }
 
 // checkPaths restores every live point by every path: rollback where its
-// volume still is, a clone always.
+// volume still is, a clone always. It changes what the volumes hold.
 func (w *world) checkPaths(t harness.TB) {
 	t.Helper()
 	for _, p := range w.livePoints("") {
@@ -411,11 +411,19 @@ func (w *world) checkPaths(t harness.TB) {
 			}
 			w.api().WantContent(t, "volumes", v.id, v.content)
 		}
+	}
+	w.checkClones(t)
+	w.checkRows(t)
+}
+
+// checkClones restores every live point to a new volume, which goes again.
+func (w *world) checkClones(t harness.TB) {
+	t.Helper()
+	for _, p := range w.livePoints("") {
 		c := w.clone(t, p)
 		w.api().WantContent(t, "volumes", c.id, p.content)
 		w.forget(t, c)
 	}
-	w.checkRows(t)
 }
 
 func ids(points []*modelPoint) []string {

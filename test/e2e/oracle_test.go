@@ -28,7 +28,8 @@ var volumeSizes = []int64{
 
 // TestOracle drives the binary through random histories beside a map of
 // bytes. After each step every row is as the model says and every live point
-// reads back byte for byte; at the end of a history also by rollback and clone.
+// reads back byte for byte by export and by a restore to a new volume; at the
+// end of a history by a rollback in place too, which a step cannot take back.
 func TestOracle(t *testing.T) {
 	t.Parallel()
 	checks, steps := "5", "40"
@@ -90,6 +91,7 @@ type machine struct {
 func (m *machine) check(t *rapid.T) {
 	m.checkRows(t)
 	m.checkContent(t)
+	m.checkClones(t)
 }
 
 func (m *machine) count(what string) { m.done[what]++ }
