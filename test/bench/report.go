@@ -85,10 +85,13 @@ func render(t table, names []string, results map[string][]cycle) string {
 		}
 		b.WriteString("\n")
 	}
-	renderRatio(&b, "cairn ÷ best peer", t, names, results, func(name string) bool { return name != "cairn" })
-	renderRatio(&b, "cairn ÷ best of restic and borg", t, names, results, func(name string) bool {
-		return name == "restic" || strings.HasPrefix(name, "borg")
+	// cp keeps whole files, neither encrypted nor deduplicated: it is the
+	// floor of the disk, not a peer.
+	isFloor := func(name string) bool { return strings.HasPrefix(name, "cp ") }
+	renderRatio(&b, "cairn ÷ best of qemu-img, restic and borg", t, names, results, func(name string) bool {
+		return name != "cairn" && !isFloor(name)
 	})
+	renderRatio(&b, "cairn ÷ cp, the floor", t, names, results, isFloor)
 	b.WriteString("\n")
 	return b.String()
 }
