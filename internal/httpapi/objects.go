@@ -197,7 +197,7 @@ func newJobObject(j job.Job) jobObject {
 		JobID: j.ID, Action: string(j.Action), RequestID: j.RequestID, Status: string(j.Status),
 		CreateTime: wireTime(j.CreateTime), BeginTime: wireTime(j.BeginTime), FinishedTime: wireTime(j.FinishedTime),
 		Info: j.Info, Extra: j.Extra, Zone: j.Zone, ResourceIDs: j.ResourceIDs,
-		Progress: fraction(j.Progress.Fraction()), DoneBytes: j.Progress.DoneBytes, TotalBytes: j.Progress.TotalBytes,
+		Progress: fraction(j.Fraction()), DoneBytes: j.Progress.DoneBytes, TotalBytes: j.Progress.TotalBytes,
 	}
 	if o.ResourceIDs == nil {
 		o.ResourceIDs = []string{}

@@ -80,7 +80,16 @@ type Progress struct {
 	TotalBytes int64 // 0: not known yet
 }
 
-// Fraction is the wire's progress, 0..1.
+// Fraction is the wire's progress, 0..1. A job that succeeded has done all,
+// also if there were no bytes to count.
+func (j Job) Fraction() float64 {
+	if j.Status == Successful {
+		return 1
+	}
+	return j.Progress.Fraction()
+}
+
+// Fraction is the counted part, 0..1.
 func (p Progress) Fraction() float64 {
 	if p.TotalBytes <= 0 {
 		return 0

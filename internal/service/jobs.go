@@ -106,17 +106,11 @@ func (s *Service) Job(ctx context.Context, id string) (job.Job, error) {
 	return s.live(j), err
 }
 
-// live puts the progress of this moment into a job that runs here. A job that
-// succeeded has done all, also if there were no bytes to count.
+// live puts the progress of this moment into a job that runs here.
 func (s *Service) live(j job.Job) job.Job {
-	switch j.Status {
-	case job.Working:
+	if j.Status == job.Working {
 		if p, ok := s.runner.Live(j.ID); ok {
 			j.Progress = p
-		}
-	case job.Successful:
-		if j.Progress.TotalBytes == 0 {
-			j.Progress = job.Progress{DoneBytes: 1, TotalBytes: 1}
 		}
 	}
 	return j

@@ -128,7 +128,7 @@ func TestSubscribersSeeEveryChange(t *testing.T) {
 			t.Errorf("got %v", got)
 		}
 		page, err := p.Jobs(context.Background(), service.JobFilter{Resource: id, Limit: 10})
-		if err != nil || page.Total != 1 || page.Jobs[0].Progress.Fraction() != 1 {
+		if err != nil || page.Total != 1 || page.Jobs[0].Fraction() != 1 {
 			t.Errorf("jobs of %s: %+v, %v", id, page, err)
 		}
 	})
