@@ -318,7 +318,9 @@ func TestAFencedWorkerChangesNothing(t *testing.T) {
 
 func TestAnUnknownOutcomeIsReadBack(t *testing.T) {
 	in(t, func(w world) {
+		subscribed := make(chan struct{}) // the runner starts with the job at once
 		p := w.start("p1", handler{do: func(ctx context.Context, run *job.Run) error {
+			<-subscribed
 			if err := w.finishAs(job.Successful)(ctx, run); err != nil {
 				return err
 			}
@@ -326,7 +328,7 @@ func TestAnUnknownOutcomeIsReadBack(t *testing.T) {
 		}})
 		ctx, cancel := context.WithCancel(context.Background())
 		feed := p.Subscribe(ctx)
-		p.Wake()
+		close(subscribed)
 		synctest.Wait()
 		w.want("a", job.Successful, "")
 		p.stop()
