@@ -387,42 +387,10 @@ func (w *world) chainDiff(p *modelPoint, r harness.Snapshot, want func(what stri
 func (w *world) checkContent(t harness.TB) {
 	t.Helper()
 	for _, v := range w.liveVols() {
-		if v.path != "" {
-			v.content.WantFile(t, v.path)
-		} else {
-			w.api().WantContent(t, "volumes", v.id, v.content)
-		}
+		w.wantVolume(t, v)
 	}
 	for _, p := range w.livePoints("") {
 		w.api().WantContent(t, "volume_snapshots", p.id, p.content)
-	}
-}
-
-// checkPaths restores every live point by every path: rollback where its
-// volume still is, a clone always. It changes what the volumes hold.
-func (w *world) checkPaths(t harness.TB) {
-	t.Helper()
-	for _, p := range w.livePoints("") {
-		v := w.vol(p.volume)
-		if !v.gone && p.content.Size() <= v.content.Size() {
-			w.apply(t, p)
-			if v.path != "" {
-				v.content.WantFile(t, v.path)
-			}
-			w.api().WantContent(t, "volumes", v.id, v.content)
-		}
-	}
-	w.checkClones(t)
-	w.checkRows(t)
-}
-
-// checkClones restores every live point to a new volume, which goes again.
-func (w *world) checkClones(t harness.TB) {
-	t.Helper()
-	for _, p := range w.livePoints("") {
-		c := w.clone(t, p)
-		w.api().WantContent(t, "volumes", c.id, p.content)
-		w.forget(t, c)
 	}
 }
 
