@@ -31,7 +31,7 @@ func New(r *repo.Repo, c Config) *Engine {
 // pack is the point's pack, and its content hash if the caller knows it.
 func (p PointRef) pack() (repo.Pack, repo.ID, error) {
 	var content repo.ID
-	id, err := parsePack(p.Pack)
+	id, err := repo.ParsePackID(p.Pack)
 	if err != nil {
 		return repo.Pack{}, content, fmt.Errorf("point %s: %w", p.Snapshot, err)
 	}
@@ -43,15 +43,6 @@ func (p PointRef) pack() (repo.Pack, repo.ID, error) {
 		copy(content[:], b)
 	}
 	return repo.PointPack(p.Snapshot, id), content, nil
-}
-
-func parsePack(s string) (id repo.PackID, err error) {
-	b, err := hex.DecodeString(s)
-	if err != nil || len(b) != len(id) {
-		return id, fmt.Errorf("pack id %q is not 32 hex digits", s)
-	}
-	copy(id[:], b)
-	return id, nil
 }
 
 // manifest reads a point's manifest.

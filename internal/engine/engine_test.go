@@ -245,7 +245,7 @@ func TestFreedBytes(t *testing.T) {
 	write(1<<20, 1<<20)
 	two := r.take(v, &one.Ref)
 	three := r.take(v, &two.Ref)
-	all, err := r.e.FreedBytes(t.Context(), []PointRef{one.Ref, two.Ref, three.Ref}, nil)
+	all, err := r.e.FreedBytes(t.Context(), r.rows(), []PointRef{one.Ref, two.Ref, three.Ref}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -254,11 +254,11 @@ func TestFreedBytes(t *testing.T) {
 	if all > added || all < added*95/100 {
 		t.Errorf("all three free %d of %d bytes", all, added)
 	}
-	last, err := r.e.FreedBytes(t.Context(), []PointRef{three.Ref}, []PointRef{one.Ref, two.Ref})
+	last, err := r.e.FreedBytes(t.Context(), r.rows(), []PointRef{three.Ref}, []PointRef{one.Ref, two.Ref})
 	if err != nil || last != three.AddedBytes {
 		t.Errorf("the unchanged point frees %d, added %d, %v", last, three.AddedBytes, err)
 	}
-	none, err := r.e.FreedBytes(t.Context(), []PointRef{one.Ref}, []PointRef{two.Ref, three.Ref})
+	none, err := r.e.FreedBytes(t.Context(), r.rows(), []PointRef{one.Ref}, []PointRef{two.Ref, three.Ref})
 	if err != nil || none <= 0 || none > one.AddedBytes/2 {
 		t.Errorf("the full frees %d of %d bytes, %v", none, one.AddedBytes, err)
 	}

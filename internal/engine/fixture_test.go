@@ -140,6 +140,8 @@ type registry struct {
 	mu    sync.Mutex
 	packs map[string]PackRecord
 	fail  error
+	// unusable are packs that must not be referred to.
+	unusable map[string]bool
 }
 
 func newRegistry() *registry { return &registry{packs: map[string]PackRecord{}} }
@@ -158,6 +160,24 @@ func (r *registry) SessionPacks(context.Context) ([]PackRecord, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return slices.Collect(maps.Values(r.packs)), nil
+}
+
+func (r *registry) PackUsable(_ context.Context, id string) (bool, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return !r.unusable[id], nil
+}
+
+func (r *registry) DropPacks(_ context.Context, ids []string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.fail != nil {
+		return r.fail
+	}
+	for _, id := range ids {
+		delete(r.packs, id)
+	}
+	return nil
 }
 
 func (r *registry) ForgetPacks(_ context.Context, ids []string) error {
@@ -241,6 +261,15 @@ func (r *rig) commit(s Session, reg *registry) {
 	if err := s.Committed(r.t.Context()); err != nil {
 		r.t.Fatal(err)
 	}
+}
+
+// rows are those of all packs, which are LIVE.
+func (r *rig) rows() []PackRow {
+	var rows []PackRow
+	for _, p := range r.packs {
+		rows = append(rows, PackRow{PackRecord: p, Live: true})
+	}
+	return rows
 }
 
 // scrub fails the test if anything is wrong with the repository.

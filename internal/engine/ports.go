@@ -19,7 +19,13 @@ type PackRecord struct {
 type Registry interface {
 	RegisterPack(ctx context.Context, p PackRecord) error
 	SessionPacks(ctx context.Context) ([]PackRecord, error)
+	// DropPacks records that packs of the session are being deleted, under the
+	// same conditions as RegisterPack; SessionPacks lists them no more.
+	// ForgetPacks removes their rows afterwards.
+	DropPacks(ctx context.Context, ids []string) error
 	ForgetPacks(ctx context.Context, ids []string) error
+	// PackUsable reports whether a pack's row is LIVE and not marked damaged.
+	PackUsable(ctx context.Context, id string) (bool, error)
 }
 
 // Session is one job's writing into the repository.
@@ -27,6 +33,15 @@ type Session interface {
 	// Capture reads the source and makes the point durable: packs, nodes,
 	// manifest, in that order. Captures of one session run one at a time.
 	Capture(ctx context.Context, spec CaptureSpec, progress Progress) (Captured, error)
+	// Hits lists the packs that the captures refer to beyond what they
+	// inherited. The committing transaction must take them into use.
+	Hits() []string
+	// Retake prepares for capturing everything again, because the committing
+	// transaction found that some of the hits are being deleted. took is what
+	// was captured; its manifests go.
+	Retake(ctx context.Context, gone []string, took []Captured) error
+	// Evacuate copies what is needed out of packs; see Engine.Mark.
+	Evacuate(ctx context.Context, found Marks, packs []string) (Evacuated, error)
 	// Committed publishes the session's chunks to the dedup index. Call it
 	// after the committing transaction. Its failure costs space, never data.
 	Committed(ctx context.Context) error

@@ -213,14 +213,15 @@ func (s *scrub) point(ctx context.Context, k *repo.Checker, ref PointRef) error 
 // place names a subtree that was found whole, with where its node lies: the
 // same content may lie elsewhere too, and that is another thing to check.
 type place struct {
-	id repo.ID
-	at record
+	id   repo.ID
+	pack repo.PackID
+	off  uint32
 }
 
 // node checks the subtree of the node idx of a level, unless it was found
 // whole below another point. clean: nothing wrong below it.
 func (s *scrub) node(ctx context.Context, k *repo.Checker, m *repo.Manifest, ref repo.Ref, level uint8, idx int64) (clean bool, err error) {
-	here := place{ref.ID, key(ref.Loc)}
+	here := place{ref.ID, ref.Loc.Pack.ID, ref.Loc.Off}
 	if ref.IsZero() || s.clean[here] {
 		return true, nil
 	}
@@ -262,8 +263,8 @@ func (s *scrub) slot(ctx context.Context, k *repo.Checker, m *repo.Manifest, ref
 	if ref.IsZero() {
 		return true, nil
 	}
-	finding, err := k.Slot(ctx, ref)
-	if err == nil && finding == nil && s.bad[ref.Loc.Pack.ID] {
+	at, finding, err := k.Slot(ctx, ref)
+	if err == nil && finding == nil && s.bad[at.Pack.ID] {
 		// Something in the only copy is damaged: is it this chunk?
 		finding, err = s.chunk(ctx, ref)
 	}
@@ -272,7 +273,7 @@ func (s *scrub) slot(ctx context.Context, k *repo.Checker, m *repo.Manifest, ref
 	}
 	off := idx * chunkSize
 	s.add(Damage{Snapshot: m.Snapshot, Offset: off, Length: min(chunkSize, m.SizeBytes-off),
-		Blob: ref.Loc.Pack.Blob(), What: "a chunk cannot be read: " + finding.Error()})
+		Blob: at.Pack.Blob(), What: "a chunk cannot be read: " + finding.Error()})
 	return false, nil
 }
 

@@ -22,21 +22,52 @@ func (e *Engine) OpenSession(ctx context.Context, id string, term int64, reg Reg
 	return &session{e: e, s: s}, nil
 }
 
+func (s *session) Hits() []string {
+	return packIDs(s.s.Hits())
+}
+
+func (s *session) Retake(ctx context.Context, gone []string, took []Captured) error {
+	avoid := make([]repo.PackID, len(gone))
+	for i, id := range gone {
+		var err error
+		if avoid[i], err = repo.ParsePackID(id); err != nil {
+			return err
+		}
+	}
+	manifests := make([]repo.Pack, len(took))
+	for i, c := range took {
+		var err error
+		if manifests[i], _, err = c.Ref.pack(); err != nil {
+			return err
+		}
+	}
+	return s.s.Retake(ctx, avoid, manifests)
+}
+
 func (s *session) Committed(ctx context.Context) error { return s.s.Committed(ctx) }
 
 func (s *session) Close() error { return s.s.Close() }
 
 // DiscardSession deletes the blobs of an aborted session's packs.
 func (e *Engine) DiscardSession(ctx context.Context, packs []PackRecord) error {
-	ps := make([]repo.PackRecord, 0, len(packs))
-	for _, p := range packs {
-		rp, err := p.repo()
-		if err != nil {
-			return err
-		}
-		ps = append(ps, rp)
+	records, err := repoRecords(packs)
+	if err != nil {
+		return err
 	}
-	return e.r.DeletePacks(ctx, ps)
+	return e.r.DeletePacks(ctx, records)
+}
+
+// repoRecords reads rows back into the repository's words.
+func repoRecords(rows []PackRecord) ([]repo.PackRecord, error) {
+	out := make([]repo.PackRecord, 0, len(rows))
+	for _, row := range rows {
+		p, err := row.repo()
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, p)
+	}
+	return out, nil
 }
 
 // recorder lets the repository ask the database through a Registry.
@@ -51,23 +82,27 @@ func (r recorder) Registered(ctx context.Context) ([]repo.PackRecord, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := make([]repo.PackRecord, 0, len(have))
-	for _, p := range have {
-		rp, err := p.repo()
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, rp)
-	}
-	return out, nil
+	return repoRecords(have)
+}
+
+func (r recorder) Drop(ctx context.Context, packs []repo.PackID) error {
+	return r.reg.DropPacks(ctx, packIDs(packs))
 }
 
 func (r recorder) Forget(ctx context.Context, packs []repo.PackID) error {
+	return r.reg.ForgetPacks(ctx, packIDs(packs))
+}
+
+func packIDs(packs []repo.PackID) []string {
 	ids := make([]string, len(packs))
 	for i, p := range packs {
 		ids[i] = p.String()
 	}
-	return r.reg.ForgetPacks(ctx, ids)
+	return ids
+}
+
+func (r recorder) Usable(ctx context.Context, p repo.PackID) (bool, error) {
+	return r.reg.PackUsable(ctx, p.String())
 }
 
 // repo reads a row back into the repository's words and checks that they

@@ -46,6 +46,8 @@ const (
 	ResizeVolumes               Action = "ResizeVolumes"
 	ImportVolume                Action = "ImportVolume"
 	ScrubRepository             Action = "ScrubRepository"
+	PruneRepository             Action = "PruneRepository"
+	LeaseResources              Action = "LeaseResources"
 )
 
 // Job is one row of the queue.

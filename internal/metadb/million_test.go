@@ -28,7 +28,7 @@ INSERT INTO snapshots SELECT id, resource, CASE i %% 30 WHEN 0 THEN '' ELSE root
   CASE WHEN dice < 2 THEN 'pending' WHEN dice < 5 THEN 'suspended' WHEN dice < 10 THEN 'deleted' WHEN dice < 14 THEN 'ceased' ELSE 'available' END,
   0, 0, 1073741824, 4096, 1700000000000000 + i * 1000000, 'ac1', name, '', '', 1700000000000000 + i / 4 * 4000000,
   1700000000000000, 1, 0, 'volume', 'disk', 0, '', '', 'crash', 'scan', '', '', '', 0, 0, 0, 0, 0,
-  upper(id) || char(1) || upper(name) FROM p`
+  upper(id) || char(1) || upper(name), 0 FROM p`
 
 // fill makes rows in bulk: without indexes, then those, then what is derived.
 func fill(tb testing.TB, db *DB, rows, resources int) {

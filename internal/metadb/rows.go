@@ -103,6 +103,7 @@ type snapshotRow struct {
 	UniqueBytes  int64
 	UniqueKnown  bool
 	SearchKey    string
+	BinClock     int64
 }
 
 func snapshotToRow(s service.Snapshot) snapshotRow {
@@ -118,7 +119,7 @@ func snapshotToRow(s service.Snapshot) snapshotRow {
 		ManifestPack: s.ManifestPack, ManifestHash: s.ManifestHash,
 		TotalBytes: s.TotalBytes, TotalCount: s.TotalCount, LatestTime: micros(s.LatestTime),
 		UniqueBytes: s.UniqueBytes, UniqueKnown: s.UniqueKnown,
-		SearchKey: searchKey(s.ID, s.Name),
+		SearchKey: searchKey(s.ID, s.Name), BinClock: s.BinClock,
 	}
 }
 
@@ -136,7 +137,7 @@ func (r snapshotRow) snapshot() service.Snapshot {
 		GroupID: r.GroupID, JobID: r.JobID, Consistency: r.Consistency, CBT: r.CBT, Reason: r.Reason,
 		ManifestPack: r.ManifestPack, ManifestHash: r.ManifestHash,
 		TotalBytes: r.TotalBytes, TotalCount: r.TotalCount, LatestTime: fromMicros(r.LatestTime),
-		UniqueBytes: r.UniqueBytes, UniqueKnown: r.UniqueKnown,
+		UniqueBytes: r.UniqueBytes, UniqueKnown: r.UniqueKnown, BinClock: r.BinClock,
 	}
 }
 
@@ -207,12 +208,23 @@ type packRow struct {
 	Born      int64
 	Stamped   int64
 	Bytes     int64
+	Condemned int64
+	Damaged   bool
 }
 
 func (r packRow) pack() service.Pack {
 	return service.Pack{
 		ID: r.ID, Kind: r.Kind, Name: r.Name, Session: r.SessionID, Term: r.Term,
 		State: r.State, Born: r.Born, Stamped: r.Stamped, Bytes: r.Bytes,
+		Condemned: r.Condemned, Damaged: r.Damaged,
+	}
+}
+
+func packToRow(p service.Pack) packRow {
+	return packRow{
+		ID: p.ID, Kind: p.Kind, Name: p.Name, SessionID: p.Session, Term: p.Term,
+		State: p.State, Born: p.Born, Stamped: p.Stamped, Bytes: p.Bytes,
+		Condemned: p.Condemned, Damaged: p.Damaged,
 	}
 }
 

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/uptrace/bun"
-
 	"cairn/internal/errs"
 	"cairn/internal/job"
 	"cairn/internal/service"
@@ -61,70 +59,17 @@ func (t *tx) CASSession(id string, term int64, to service.SessionState) (bool, e
 	return n == 1, nil
 }
 
-func (t *tx) InsertPack(p service.Pack) error {
-	s, ok, err := t.Session(p.Session)
+func (t *tx) ActiveSessions() ([]service.Session, error) {
+	var rows []sessionRow
+	err := t.db.NewSelect().Model(&rows).Where("state = 'ACTIVE'").OrderExpr("id").Scan(t.ctx)
 	if err != nil {
-		return err
+		return nil, fmt.Errorf("list the active sessions: %w", explain(err))
 	}
-	if !ok || s.State != service.SessionActive || s.Term != p.Term {
-		return fmt.Errorf("register pack %s for session %s, term %d: %w", p.ID, p.Session, p.Term, job.ErrFenced)
-	}
-	row := packRow{
-		ID: p.ID, Kind: p.Kind, Name: p.Name, SessionID: p.Session, Term: p.Term,
-		State: p.State, Born: p.Born, Stamped: p.Stamped, Bytes: p.Bytes,
-	}
-	if _, err := t.db.NewInsert().Model(&row).Exec(t.ctx); err != nil {
-		if taken(err) {
-			return errs.Wrap(errs.Exists, err, "pack %s is registered already", p.ID)
-		}
-		return fmt.Errorf("register pack %s: %w", p.ID, explain(err))
-	}
-	return nil
-}
-
-func (t *tx) PacksOf(session string) ([]service.Pack, error) {
-	var rows []packRow
-	err := t.db.NewSelect().Model(&rows).Where("session_id = ?", session).OrderExpr("id").Scan(t.ctx)
-	if err != nil {
-		return nil, fmt.Errorf("list the packs of session %s: %w", session, explain(err))
-	}
-	out := make([]service.Pack, len(rows))
+	out := make([]service.Session, len(rows))
 	for i, r := range rows {
-		out[i] = r.pack()
+		out[i] = service.Session{ID: r.ID, Term: r.Term, State: r.State}
 	}
 	return out, nil
-}
-
-func (t *tx) Packs(fn func(p service.Pack) error) error {
-	last := ""
-	for {
-		var rows []packRow
-		err := t.db.NewSelect().Model(&rows).Where("id > ?", last).
-			Where("session_id IN (SELECT id FROM sessions WHERE state = ?)", service.SessionCommitted).
-			OrderExpr("id").Limit(streamRows).Scan(t.ctx)
-		if err != nil {
-			return fmt.Errorf("list packs: %w", explain(err))
-		}
-		for _, r := range rows {
-			if err := fn(r.pack()); err != nil {
-				return err
-			}
-			last = r.ID
-		}
-		if len(rows) < streamRows {
-			return nil
-		}
-	}
-}
-
-func (t *tx) DeletePacks(ids ...string) error {
-	for start := 0; start < len(ids); start += maxIDs {
-		part := ids[start:min(start+maxIDs, len(ids))]
-		if _, err := t.db.NewDelete().Model((*packRow)(nil)).Where("id IN (?)", bun.List(part)).Exec(t.ctx); err != nil {
-			return fmt.Errorf("delete pack rows: %w", explain(err))
-		}
-	}
-	return nil
 }
 
 func (t *tx) Setting(key string) (string, error) {

@@ -121,3 +121,23 @@ func (t *tx) livePoints(after string) *bun.SelectQuery {
 		Where("status NOT IN (?, ?)", chain.Pending, chain.Ceased).
 		OrderExpr("id").Limit(streamRows)
 }
+
+func (t *tx) ExpiredPoints(binClock int64, limit int) ([]service.Snapshot, error) {
+	var rows []snapshotRow
+	err := t.db.NewSelect().Model(&rows).Where("status = 'deleted'").Where("bin_clock <= ?", binClock).
+		OrderExpr("bin_clock, id").Limit(int64(limit)).Scan(t.ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list expired points: %w", explain(err))
+	}
+	return toSnapshots(rows), nil
+}
+
+// SetUnique leaves the lists alone: no list selects or orders by it.
+func (t *tx) SetUnique(id string, uniqueBytes int64) error {
+	_, err := t.db.NewUpdate().Model((*snapshotRow)(nil)).
+		Set("unique_bytes = ?", uniqueBytes).Set("unique_known = 1").Where("id = ?", id).Exec(t.ctx)
+	if err != nil {
+		return fmt.Errorf("write the unique bytes of %s: %w", id, explain(err))
+	}
+	return nil
+}

@@ -9,6 +9,7 @@ import (
 	"cairn/internal/blobstore"
 	"cairn/internal/repo/addr"
 	"cairn/internal/repo/pack"
+	"cairn/internal/repo/reloc"
 	"cairn/internal/repo/tree"
 )
 
@@ -45,6 +46,9 @@ func ParseBlob(name string) (p Pack, header, ok bool) {
 		}
 		_, hex, _ := strings.Cut(base, "/")
 		p.ID, err = addr.ParsePackID(hex)
+	case "reloc":
+		p.Kind = addr.Reloc
+		p.ID, err = addr.ParsePackID(base)
 	case "point":
 		var hex string
 		p.Kind = addr.Point
@@ -130,12 +134,8 @@ func (x *Reader) checkBytes(p Pack, header bool, blob []byte, c *Counts) error {
 		}
 		switch rec.Kind {
 		case pack.Frame:
-			for i, id := range rec.IDs {
-				c.Chunks++
-				if x.chunks.ID(x.plain[i*ChunkSize:(i+1)*ChunkSize]) != id {
-					return fmt.Errorf("%w: chunk %d of record %d does not match its id", pack.ErrDamaged, i, rec.Slot)
-				}
-			}
+			c.Chunks += int64(len(rec.IDs))
+			return x.checkChunks(rec)
 		case pack.NodeRec:
 			c.Nodes++
 			return x.checkNode(rec.IDs[0])
@@ -145,9 +145,31 @@ func (x *Reader) checkBytes(p Pack, header bool, blob []byte, c *Counts) error {
 			}
 			_, err := DecodeManifest(x.plain)
 			return err
+		case pack.Reloc:
+			old, _ := reloc.PackOf(rec.IDs[0])
+			_, err := x.relocation(rec, old)
+			return err
 		}
 		return nil
 	})
+}
+
+// checkFrame decodes a frame and checks its chunks.
+func (x *Reader) checkFrame(rec pack.Record) error {
+	if err := x.decode(rec); err != nil {
+		return err
+	}
+	return x.checkChunks(rec)
+}
+
+// checkChunks checks the frame in x.plain against the ids of its record.
+func (x *Reader) checkChunks(rec pack.Record) error {
+	for i, id := range rec.IDs {
+		if x.chunks.ID(x.plain[i*ChunkSize:(i+1)*ChunkSize]) != id {
+			return fmt.Errorf("%w: chunk %d of record %d does not match its id", pack.ErrDamaged, i, rec.Slot)
+		}
+	}
+	return nil
 }
 
 // checkNode checks the node in x.plain, whatever level it says it has.
@@ -188,31 +210,47 @@ func (k *Checker) LoadNode(ctx context.Context, ref Ref, level uint8) (*Node, er
 }
 
 // Slot checks that some copy of the pack that a chunk's slot names has the
-// chunk at that very place. finding is the damage.
-func (k *Checker) Slot(ctx context.Context, ref Ref) (finding, err error) {
-	d, ok := k.dirs.get(ref.Loc.Pack.ID)
+// chunk at that very place, or where it was moved to. at is where it is,
+// finding the damage.
+func (k *Checker) Slot(ctx context.Context, ref Ref) (at Loc, finding, err error) {
+	at = ref.Loc
+	err = k.slotAt(ctx, ref.Loc, ref.ID)
+	if err != nil && isDamage(err) {
+		err = k.r.follow(ctx, ref.Loc, err, func(to Loc) error {
+			at = to
+			return k.slotAt(ctx, to, ref.ID)
+		})
+	}
+	if err != nil && isDamage(err) {
+		return ref.Loc, err, nil
+	}
+	return at, nil, err
+}
+
+func (k *Checker) slotAt(ctx context.Context, l Loc, id ID) error {
+	d, ok := k.dirs.get(l.Pack.ID)
 	if !ok {
 		d = &dirInfo{frames: make(map[uint32]pack.Entry)}
-		d.err = k.r.eachCopy(ref.Loc.Pack, func(blob string) error {
-			_, entries, err := k.r.directory(ctx, ref.Loc.Pack, blob)
+		d.err = k.r.eachCopy(l.Pack, func(blob string) error {
+			_, entries, err := k.r.directory(ctx, l.Pack, blob)
 			for _, e := range entries {
 				d.frames[e.Off] = e
 			}
 			return err
 		})
 		if d.err != nil && !isDamage(d.err) {
-			return nil, d.err
+			return d.err
 		}
-		k.dirs.put(ref.Loc.Pack.ID, d)
+		k.dirs.put(l.Pack.ID, d)
 	}
 	if d.err != nil {
-		return d.err, nil
+		return d.err
 	}
-	e, ok := d.frames[ref.Loc.Off]
-	if !ok || e.Len != ref.Loc.Len || e.Kind != pack.Frame || int(ref.Loc.Sub) >= len(e.IDs) || e.IDs[ref.Loc.Sub] != ref.ID {
-		return fmt.Errorf("%w: %s does not hold the chunk where the tree says", pack.ErrDamaged, ref.Loc.Pack.Blob()), nil
+	e, ok := d.frames[l.Off]
+	if !ok || e.Len != l.Len || e.Kind != pack.Frame || int(l.Sub) >= len(e.IDs) || e.IDs[l.Sub] != id {
+		return fmt.Errorf("%w: %s does not hold the chunk where the tree says", pack.ErrDamaged, l.Pack.Blob())
 	}
-	return nil, nil
+	return nil
 }
 
 // IsDamage tells missing or wrong bytes from an error that says nothing about

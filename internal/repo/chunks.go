@@ -45,20 +45,30 @@ func (f *Frames) Close() { f.codec.Close() }
 // Add compresses plain, whose chunks have the ids, decodes it again, compares,
 // and stores it with w.
 func (f *Frames) Add(ctx context.Context, w *PointWriter, ids []ID, plain []byte) (*tree.Place, error) {
-	enc, err := f.codec.Encode(f.encoded, plain)
+	enc, encoded, err := f.encode(plain)
 	if err != nil {
 		return nil, err
+	}
+	return w.AddFrame(ctx, ids, enc, encoded)
+}
+
+// encode compresses plain and proves the result. It lies in f's memory or is
+// plain itself.
+func (f *Frames) encode(plain []byte) (pack.Encoding, []byte, error) {
+	enc, err := f.codec.Encode(f.encoded, plain)
+	if err != nil {
+		return 0, nil, err
 	}
 	f.encoded = enc
 	// Below 3 % the decoder's time is worth more than the space.
 	if len(enc) > len(plain)-len(plain)/32 {
-		return w.AddFrame(ctx, ids, pack.Stored, plain)
+		return pack.Stored, plain, nil
 	}
 	f.check = grow(f.check, len(plain))
 	if err := f.codec.Decode(f.check, enc); err != nil || !bytes.Equal(f.check, plain) {
-		return nil, fmt.Errorf("the compressor's output does not decode to its input (%d bytes); the memory or processor of this machine may be faulty: %w", len(plain), codec.ErrCorrupt)
+		return 0, nil, fmt.Errorf("the compressor's output does not decode to its input (%d bytes); the memory or processor of this machine may be faulty: %w", len(plain), codec.ErrCorrupt)
 	}
-	return w.AddFrame(ctx, ids, pack.Zstd, enc)
+	return pack.Zstd, enc, nil
 }
 
 // Run returns the contiguous bytes of chunks that lie one after the other in

@@ -24,6 +24,18 @@ const (
 	nodeRoom = 3 << 10
 )
 
+// PackSize is about how large writers make packs of a kind; 0: such packs are
+// not copied together.
+func PackSize(kind string) int {
+	switch kind {
+	case addr.Data.String():
+		return packTarget
+	case addr.Node.String():
+		return nodeTarget
+	}
+	return 0
+}
+
 // PointWriter stores one point: frames from any number of goroutines, leaves
 // from one, then Finish. After an error the point is given up with Abort; what
 // was written stays registered and is deleted with the session.

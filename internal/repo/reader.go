@@ -14,6 +14,7 @@ import (
 	"cairn/internal/repo/codec"
 	"cairn/internal/repo/keys"
 	"cairn/internal/repo/pack"
+	"cairn/internal/repo/reloc"
 	"cairn/internal/repo/tree"
 )
 
@@ -57,6 +58,7 @@ func damage(what string, err error) error {
 // isDamage tells missing or wrong bytes from "could not tell".
 func isDamage(err error) bool {
 	return errors.Is(err, pack.ErrDamaged) || errors.Is(err, tree.ErrDamaged) || errors.Is(err, codec.ErrCorrupt) ||
+		errors.Is(err, reloc.ErrDamaged) ||
 		errors.Is(err, blobstore.ErrNotFound) || errors.Is(err, io.ErrUnexpectedEOF)
 }
 
@@ -88,9 +90,21 @@ func (x *Reader) take(ref Ref) ([]byte, error) {
 	return b, nil
 }
 
-// load reads and decodes the frame at l, from the first copy that passes.
+// load reads and decodes the frame that was at l when the hint was written,
+// from the first copy that passes.
 func (x *Reader) load(ctx context.Context, l Loc) error {
 	x.frame = Loc{}
+	err := x.loadAt(ctx, l)
+	if err != nil && isDamage(err) {
+		err = x.r.follow(ctx, l, err, func(to Loc) error { return x.loadAt(ctx, to) })
+	}
+	if err == nil {
+		x.frame = l
+	}
+	return err
+}
+
+func (x *Reader) loadAt(ctx context.Context, l Loc) error {
 	return x.r.eachCopy(l.Pack, func(blob string) error {
 		rec, err := x.record(ctx, l, blob)
 		if err != nil {
@@ -99,11 +113,8 @@ func (x *Reader) load(ctx context.Context, l Loc) error {
 		if rec.Kind != pack.Frame {
 			return fmt.Errorf("%w: record at %d is no frame", pack.ErrDamaged, l.Off)
 		}
-		if err := x.decode(rec); err != nil {
-			return err
-		}
-		x.frame, x.ids = l, rec.IDs
-		return nil
+		x.ids = rec.IDs
+		return x.decode(rec)
 	})
 }
 
@@ -187,37 +198,59 @@ func (r *Repo) cipher(ctx context.Context, p Pack, blob string) (cipher.AEAD, er
 
 // LoadNode reads one node of a tree (tree.Loader).
 func (r *Repo) LoadNode(ctx context.Context, ref Ref, level uint8) (*Node, error) {
-	if n, ok := r.nodes.get(ref.ID); ok && n.Level == level {
+	key := nodeKey{ref.ID, ref.Loc.Pack.ID, ref.Loc.Off}
+	if n, ok := r.nodes.get(key); ok && n.Level == level {
 		return n, nil
 	}
 	n, err := r.readNode(ctx, ref, level)
 	if err != nil {
 		return nil, err
 	}
-	r.nodes.put(ref.ID, n)
+	r.nodes.put(key, n)
 	return n, nil
+}
+
+// nodeKey names one stored node. Content alone would not do: two stored nodes
+// of the same content may have different hints, and who inherits from one of
+// them must not get the hints of the other, which nothing may keep alive.
+type nodeKey struct {
+	id   ID
+	pack PackID
+	off  uint32
 }
 
 // readNode reads a node past the cache.
 func (r *Repo) readNode(ctx context.Context, ref Ref, level uint8) (*Node, error) {
+	n, err := r.readNodeAt(ctx, ref.Loc, ref.ID, level)
+	if err != nil && isDamage(err) {
+		err = r.follow(ctx, ref.Loc, err, func(to Loc) error {
+			n, err = r.readNodeAt(ctx, to, ref.ID, level)
+			return err
+		})
+	}
+	if err != nil {
+		return nil, err
+	}
+	return n, nil
+}
+
+// readNodeAt reads the node that is stored at l.
+func (r *Repo) readNodeAt(ctx context.Context, l Loc, id ID, level uint8) (*Node, error) {
 	x, err := r.NewReader()
 	if err != nil {
 		return nil, err
 	}
 	defer x.Close()
 	var n *Node
-	err = r.eachCopy(ref.Loc.Pack, func(blob string) error {
-		rec, err := x.record(ctx, ref.Loc, blob)
+	err = r.eachCopy(l.Pack, func(blob string) error {
+		rec, err := x.record(ctx, l, blob)
 		if err != nil {
 			return err
 		}
-		n, err = x.node(rec, ref.ID, level)
+		n, err = x.node(rec, id, level)
 		return err
 	})
-	if err != nil {
-		return nil, err
-	}
-	return n, nil
+	return n, err
 }
 
 // node decodes a node record and checks it against its hash.

@@ -50,8 +50,13 @@ type (
 	Blob = blobstore.Info
 )
 
-// PointKind is the kind of the packs that hold one point's manifest.
-const PointKind = addr.Point
+// Kinds of packs that callers tell apart.
+const (
+	// PointKind is the kind of the packs that hold one point's manifest.
+	PointKind = addr.Point
+	// DataKind is the kind of the packs that hold chunks only.
+	DataKind = addr.Data
+)
 
 // ChunkSize is the size of every chunk in bytes.
 const ChunkSize = addr.ChunkSize
@@ -75,9 +80,19 @@ type Repo struct {
 	idx    *index.Index
 
 	readers sync.Pool // *Reader
-	nodes   *lru[ID, *Node]
+	nodes   *lru[nodeKey, *Node]
 	ciphers *lru[PackID, cipher.AEAD]
+	moves   *moves
 }
+
+// Collected reports whether packs of the kind are kept and deleted by marking.
+// The journal is not: it has an order of its own.
+func Collected(k addr.Kind) bool {
+	return k == addr.Data || k == addr.Node || k == addr.Point || k == addr.Reloc
+}
+
+// ParsePackID reads a pack id's 32 hex digits.
+func ParsePackID(s string) (PackID, error) { return addr.ParsePackID(s) }
 
 // NewKey draws the key file of a repository that is to be made.
 func NewKey() Key {
@@ -147,7 +162,8 @@ func Open(ctx context.Context, store blobstore.Store, key Key, indexDir string) 
 	}
 	r := &Repo{
 		store: store, header: h, master: m, sealer: pack.NewSealer(h.Repo, m), idx: idx,
-		nodes: newLRU[ID, *Node](nodeCacheSize), ciphers: newLRU[PackID, cipher.AEAD](keyCacheSize),
+		nodes: newLRU[nodeKey, *Node](nodeCacheSize), ciphers: newLRU[PackID, cipher.AEAD](keyCacheSize),
+		moves: newMoves(),
 	}
 	return r, nil
 }

@@ -3,6 +3,8 @@ package repo
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 
 	"cairn/internal/repo/addr"
@@ -21,9 +23,18 @@ type PackRecord struct {
 type Recorder interface {
 	Register(ctx context.Context, p PackRecord) error
 	// Registered lists what the session registered so far, in this and in
-	// earlier terms.
+	// earlier terms, and did not drop.
 	Registered(ctx context.Context) ([]PackRecord, error)
+	// Drop records, before their blobs are deleted, that packs of the session
+	// are being deleted: no later term may take them over. It fails like
+	// Register if the session was taken over.
+	Drop(ctx context.Context, packs []PackID) error
+	// Forget removes the rows of dropped packs whose blobs are gone.
 	Forget(ctx context.Context, packs []PackID) error
+	// Usable reports whether a pack's row is LIVE and not known to be damaged:
+	// only then may a chunk found in the dedup index be referred to. The
+	// commit asks again.
+	Usable(ctx context.Context, pack PackID) (bool, error)
 }
 
 const (
@@ -45,8 +56,10 @@ type Session struct {
 	mu       sync.Mutex // guards what follows; a leaf of the lock order
 	young    map[ID]*Claim
 	old      map[ID]*Claim
-	packs    []Pack // durable data packs, for the index
-	adopted  int64  // bytes of packs taken over from an earlier term, not yet counted
+	packs    []Pack          // durable data packs, for the index
+	adopted  int64           // bytes of packs taken over from an earlier term, not yet counted
+	hits     map[PackID]bool // packs of others that points of this session refer to
+	avoid    map[PackID]bool // packs that are on their way out
 	verified *lru[PackID, map[uint32][]ID]
 }
 
@@ -64,6 +77,7 @@ func (r *Repo) NewSession(ctx context.Context, rec Recorder) (*Session, error) {
 	s := &Session{
 		r: r, rec: rec, buffers: make(chan []byte, packBuffers),
 		young: make(map[ID]*Claim), old: make(map[ID]*Claim),
+		hits: make(map[PackID]bool), avoid: make(map[PackID]bool),
 		verified: newLRU[PackID, map[uint32][]ID](dirCache),
 	}
 	for range packBuffers {
@@ -83,20 +97,29 @@ func (r *Repo) NewSession(ctx context.Context, rec Recorder) (*Session, error) {
 			drop = append(drop, p)
 		}
 	}
-	if err := r.DeletePacks(ctx, drop); err != nil {
-		return nil, err
+	return s, s.drop(ctx, drop)
+}
+
+// drop deletes packs of the session. The rows say so first: else a term that
+// was fenced off could delete what a later one has taken over meanwhile.
+func (s *Session) drop(ctx context.Context, packs []PackRecord) error {
+	if len(packs) == 0 {
+		return nil
 	}
-	if len(drop) == 0 {
-		return s, nil
-	}
-	ids := make([]PackID, len(drop))
-	for i, p := range drop {
+	ids := make([]PackID, len(packs))
+	for i, p := range packs {
 		ids[i] = p.Pack.ID
 	}
-	if err := rec.Forget(ctx, ids); err != nil {
-		return nil, fmt.Errorf("forget dropped packs: %w", err)
+	if err := s.rec.Drop(ctx, ids); err != nil {
+		return fmt.Errorf("drop packs: %w", err)
 	}
-	return s, nil
+	if err := s.r.DeletePacks(ctx, packs); err != nil {
+		return err
+	}
+	if err := s.rec.Forget(ctx, ids); err != nil {
+		return fmt.Errorf("forget dropped packs: %w", err)
+	}
+	return nil
 }
 
 // adopt takes a durable data pack's chunks as the session's own.
@@ -134,6 +157,13 @@ func (r *Repo) DeletePacks(ctx context.Context, packs []PackRecord) error {
 			}
 		}
 	}
+	tables := make(map[PackID]bool)
+	for _, p := range packs {
+		if p.Pack.Kind == addr.Reloc {
+			tables[p.Pack.ID] = true
+		}
+	}
+	r.moves.drop(tables)
 	return nil
 }
 
@@ -167,7 +197,7 @@ func (s *Session) Find(ctx context.Context, id ID, ready chan struct{}) (c *Clai
 		if err != nil {
 			return nil, Loc{}, false, err
 		}
-		if ok {
+		if ok && s.hit(e.Pack) {
 			return nil, Loc{Pack: Pack{Kind: addr.Data, ID: e.Pack}, Off: e.Offset, Len: e.Length, Sub: e.Sub}, false, nil
 		}
 	}
@@ -181,24 +211,76 @@ func (s *Session) Find(ctx context.Context, id ID, ready chan struct{}) (c *Clai
 	return c, Loc{}, true, nil
 }
 
-// verify checks an index hit against the sealed directory of the pack it
-// names: the index is never believed. A pack that is gone or damaged is no hit.
+// verify checks an index hit against the pack's row and against the sealed
+// directory of the pack it names: the index is never believed. A pack that is
+// gone, damaged or on its way out is no hit.
 func (s *Session) verify(ctx context.Context, e index.Entry) (bool, error) {
 	frames, ok := s.verified.get(e.Pack)
 	if !ok {
-		p := Pack{Kind: addr.Data, ID: e.Pack}
-		_, entries, err := s.r.directory(ctx, p, p.Blob())
-		if err != nil && !isDamage(err) {
-			return false, fmt.Errorf("check a dedup hit in pack %s: %w", p.ID, err)
-		}
-		frames = make(map[uint32][]ID, len(entries))
-		for _, d := range entries {
-			frames[d.Off] = d.IDs
+		var err error
+		if frames, err = s.frames(ctx, e.Pack); err != nil {
+			return false, fmt.Errorf("check a dedup hit in pack %s: %w", PackID(e.Pack), err)
 		}
 		s.verified.put(e.Pack, frames)
 	}
 	ids := frames[e.Offset]
 	return int(e.Sub) < len(ids) && ids[e.Sub] == e.ID, nil
+}
+
+// frames are the chunks of a pack by the offsets of their frames; nil if the
+// pack must not be referred to.
+func (s *Session) frames(ctx context.Context, id PackID) (map[uint32][]ID, error) {
+	usable, err := s.rec.Usable(ctx, id)
+	if err != nil || !usable {
+		return nil, err
+	}
+	p := Pack{Kind: addr.Data, ID: id}
+	_, entries, err := s.r.directory(ctx, p, p.Blob())
+	if err != nil && !isDamage(err) {
+		return nil, err
+	}
+	frames := make(map[uint32][]ID, len(entries))
+	for _, d := range entries {
+		frames[d.Off] = d.IDs
+	}
+	return frames, nil
+}
+
+// hit notes that the session refers to a pack of another one; false if that is
+// on its way out.
+func (s *Session) hit(id PackID) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.avoid[id] {
+		return false
+	}
+	s.hits[id] = true
+	return true
+}
+
+// Hits lists the packs of others that the session's points refer to beyond
+// what they inherited. The commit must take them into use; see Retake.
+func (s *Session) Hits() []PackID {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Collect(maps.Keys(s.hits))
+}
+
+// Retake prepares for writing the points again, because some of the packs they
+// refer to are being deleted: these are not referred to any more, and the
+// manifests that name them go.
+func (s *Session) Retake(ctx context.Context, gone []PackID, manifests []Pack) error {
+	s.mu.Lock()
+	for _, id := range gone {
+		s.avoid[id] = true
+	}
+	clear(s.hits)
+	s.mu.Unlock()
+	drop := make([]PackRecord, len(manifests))
+	for i, p := range manifests {
+		drop[i] = PackRecord{Pack: p}
+	}
+	return s.drop(ctx, drop)
 }
 
 // put registers a pack, then makes all its copies durable.

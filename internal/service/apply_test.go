@@ -260,7 +260,7 @@ func TestOneScrubAtATime(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err = p.Scrub(context.Background(), zone, "req")
-	refused(t, errs.Busy, "the repository is scrubbing", err)
+	refused(t, errs.Busy, "the repository is being scrubbed", err)
 	jobs, err := p.UnfinishedJobs(context.Background(), zone)
 	if err != nil || len(jobs) != 1 || jobs[0].Status != job.Pending {
 		t.Errorf("unfinished: %+v, %v", jobs, err)

@@ -63,12 +63,8 @@ func (c *creation) captureOne(ctx context.Context, session engine.Session, i int
 // commit makes the points real and ends the job: one transaction, whose
 // compare-and-set only one of commit and abort can win.
 func (c *creation) commit(tx Tx) error {
-	swapped, err := tx.CASSession(c.run.ID(), c.run.Term(), SessionCommitted)
-	if err != nil {
+	if err := commitSession(tx, c.run.ID(), c.run.Term(), c.hits); err != nil {
 		return err
-	}
-	if !swapped {
-		return fmt.Errorf("commit session %s: %w", c.run.ID(), job.ErrFenced)
 	}
 	now := c.s.now()
 	for i, got := range c.took {
@@ -124,29 +120,19 @@ func (h createJob) Undo(ctx context.Context, run *job.Run, out job.Outcome) erro
 	if err := run.Params(&params); err != nil {
 		return err
 	}
-	if err := h.abort(ctx, run); err != nil {
-		return err
-	}
-	records, err := h.abortedPacks(ctx, run)
+	committed, err := h.s.abortSession(ctx, run.ID(), run.Term())
 	if err != nil {
 		return err
 	}
-	if len(records) > 0 {
-		if err := h.s.engine.DiscardSession(ctx, records); err != nil {
-			return fmt.Errorf("discard what the session stored: %w", err)
-		}
+	if committed {
+		// The answer to the commit was lost, not the commit.
+		h.s.letGo(ctx, run, nil)
+		return fmt.Errorf("undo job %s: its session is committed: %w", run.ID(), job.ErrFenced)
 	}
 	if err := h.s.dropHold(ctx, run.ID()); err != nil {
 		return err
 	}
 	return h.s.store.Update(ctx, func(tx Tx) error {
-		ids := make([]string, len(records))
-		for i, r := range records {
-			ids[i] = r.ID
-		}
-		if err := tx.DeletePacks(ids...); err != nil {
-			return err
-		}
 		err := changeSnapshots(tx, params.Points, func(p *Snapshot) {
 			p.Status, p.StatusTime, p.Transition = chain.Ceased, h.s.now(), ""
 		})
@@ -158,98 +144,4 @@ func (h createJob) Undo(ctx context.Context, run *job.Run, out job.Outcome) erro
 		}
 		return h.s.finish(tx, run, out)
 	})
-}
-
-// abort moves the session to ABORTED, whatever term opened it.
-func (h createJob) abort(ctx context.Context, run *job.Run) error {
-	committed := false
-	err := h.s.store.Update(ctx, func(tx Tx) error {
-		have, ok, err := tx.Session(run.ID())
-		if err != nil || !ok || have.State == SessionAborted {
-			return err // never opened, or an earlier try got this far
-		}
-		if have.State == SessionCommitted {
-			committed = true
-			return nil
-		}
-		// Taking it over first fences off every earlier term.
-		if err := tx.PutSession(Session{ID: run.ID(), Term: run.Term(), State: SessionActive}); err != nil {
-			return err
-		}
-		swapped, err := tx.CASSession(run.ID(), run.Term(), SessionAborted)
-		if err == nil && !swapped {
-			err = fmt.Errorf("abort session %s: %w", run.ID(), job.ErrFenced)
-		}
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	if committed {
-		// The answer to the commit was lost, not the commit.
-		h.s.letGo(ctx, run, nil)
-		return fmt.Errorf("undo job %s: its session is committed: %w", run.ID(), job.ErrFenced)
-	}
-	return nil
-}
-
-// abortedPacks reads back that the session is aborted, and what it stored.
-func (h createJob) abortedPacks(ctx context.Context, run *job.Run) ([]engine.PackRecord, error) {
-	var records []engine.PackRecord
-	err := h.s.store.View(ctx, func(tx Tx) error {
-		have, ok, err := tx.Session(run.ID())
-		if err != nil || !ok {
-			return err
-		}
-		if have.State != SessionAborted {
-			return errs.New(errs.Internal, "session %s is %s after its abort", run.ID(), have.State)
-		}
-		records, err = packRecords(tx, run.ID())
-		return err
-	})
-	return records, err
-}
-
-func packRecords(tx Tx, session string) ([]engine.PackRecord, error) {
-	packs, err := tx.PacksOf(session)
-	if err != nil {
-		return nil, err
-	}
-	out := make([]engine.PackRecord, len(packs))
-	for i, p := range packs {
-		out[i] = p.record()
-	}
-	return out, nil
-}
-
-func (p Pack) record() engine.PackRecord {
-	return engine.PackRecord{ID: p.ID, Kind: p.Kind, Name: p.Name, Bytes: p.Bytes}
-}
-
-// registry is a session's packs in the database, as the engine sees them.
-type registry struct {
-	store   Store
-	session string
-	term    int64
-}
-
-func (r registry) RegisterPack(ctx context.Context, p engine.PackRecord) error {
-	return r.store.Update(ctx, func(tx Tx) error {
-		return tx.InsertPack(Pack{
-			ID: p.ID, Kind: p.Kind, Name: p.Name, Bytes: p.Bytes,
-			Session: r.session, Term: r.term, State: PackLive,
-		})
-	})
-}
-
-func (r registry) SessionPacks(ctx context.Context) (records []engine.PackRecord, err error) {
-	err = r.store.View(ctx, func(tx Tx) error {
-		records, err = packRecords(tx, r.session)
-		return err
-	})
-	return records, err
-}
-
-func (r registry) ForgetPacks(ctx context.Context, ids []string) error {
-	return r.store.Update(ctx, func(tx Tx) error { return tx.DeletePacks(ids...) })
 }

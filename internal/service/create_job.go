@@ -35,6 +35,7 @@ type creation struct {
 	sources []volume.Source
 	holds   []*hold
 	took    []engine.Captured
+	hits    []string // packs of others that the points refer to
 }
 
 // hold is the instant of those volumes that one driver serves.
@@ -64,21 +65,7 @@ func (h createJob) Do(ctx context.Context, run *job.Run) error {
 		return fmt.Errorf("open the session: %w", err)
 	}
 	defer c.logClose("session", session.Close)
-	if err := c.capture(ctx, session); err != nil {
-		return err
-	}
-	for _, held := range c.holds {
-		if held.instant.Durable() {
-			continue
-		}
-		if err := held.instant.Check(ctx); err != nil {
-			return err
-		}
-	}
-	if err := run.Flush(ctx); err != nil {
-		return err
-	}
-	if err := h.s.store.Update(ctx, c.commit); err != nil {
+	if err := c.captureAndCommit(ctx, session); err != nil {
 		return err
 	}
 	// The points are real. What fails from here on costs space, never data,
@@ -89,6 +76,48 @@ func (h createJob) Do(ctx context.Context, run *job.Run) error {
 		run.Log.Warn("publish the session's chunks to the index", "error", err)
 	}
 	h.s.letGo(ctx, run, c.close())
+	return nil
+}
+
+// captureAndCommit stores the points and makes them real. If packs that they
+// refer to were being deleted meanwhile, it stores them again: that ends, as
+// every try refers to fewer of the packs that were there when it began.
+func (c *creation) captureAndCommit(ctx context.Context, session engine.Session) error {
+	for {
+		if err := c.capture(ctx, session); err != nil {
+			return err
+		}
+		if err := c.checkInstants(ctx); err != nil {
+			return err
+		}
+		if err := c.run.Flush(ctx); err != nil {
+			return err
+		}
+		c.hits = session.Hits()
+		var gone goneError
+		err := c.s.store.Update(ctx, c.commit)
+		if !errors.As(err, &gone) {
+			return err
+		}
+		c.run.Log.Info("packs that the points refer to are being deleted; storing the points again", "packs", len(gone.packs))
+		if err := session.Retake(ctx, gone.packs, c.took); err != nil {
+			return err
+		}
+		c.took = nil
+	}
+}
+
+// checkInstants fails if a volume changed while it was read. Durable instants
+// cannot.
+func (c *creation) checkInstants(ctx context.Context) error {
+	for _, held := range c.holds {
+		if held.instant.Durable() {
+			continue
+		}
+		if err := held.instant.Check(ctx); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

@@ -44,6 +44,7 @@ func (s *Service) PlanDeleteSnapshots(ctx context.Context, in SnapshotSet) (Dele
 	}
 	var plan DeletePlan
 	var gone, stay []engine.PointRef
+	var packs []engine.PackRow
 	err = s.store.View(ctx, func(tx Tx) error {
 		doomed, err := planDelete(tx, in.Zone, ids)
 		if err != nil {
@@ -54,6 +55,13 @@ func (s *Service) PlanDeleteSnapshots(ctx context.Context, in SnapshotSet) (Dele
 		for _, p := range doomed {
 			going[p.ID] = true
 			gone = append(gone, p.ref())
+		}
+		err = tx.AllPacks(func(p Pack, session SessionState) error {
+			packs = append(packs, p.row(session))
+			return nil
+		})
+		if err != nil {
+			return err
 		}
 		// A point in the recycle bin keeps nothing: it is on its way out, too.
 		return tx.LivePoints(func(p Snapshot) error {
@@ -66,7 +74,7 @@ func (s *Service) PlanDeleteSnapshots(ctx context.Context, in SnapshotSet) (Dele
 	if err != nil {
 		return DeletePlan{}, err
 	}
-	plan.FreedBytes, err = s.engine.FreedBytes(ctx, gone, stay)
+	plan.FreedBytes, err = s.engine.FreedBytes(ctx, packs, gone, stay)
 	return plan, err
 }
 
@@ -153,6 +161,10 @@ func (h deleteJob) Do(ctx context.Context, run *job.Run) error {
 		if err != nil {
 			return err
 		}
+		uptime, err := numberSetting(tx, uptimeKey)
+		if err != nil {
+			return err
+		}
 		roots := map[chain.ID]string{} // root → resource
 		for _, p := range rows {
 			roots[p.RootID] = p.ResourceID
@@ -163,7 +175,7 @@ func (h deleteJob) Do(ctx context.Context, run *job.Run) error {
 			}
 		}
 		err = changeSnapshots(tx, params.Points, func(p *Snapshot) {
-			p.Status, p.StatusTime, p.Transition = chain.Deleted, h.s.now(), ""
+			p.Status, p.StatusTime, p.Transition, p.BinClock = chain.Deleted, h.s.now(), "", uptime
 		})
 		if err != nil {
 			return err

@@ -124,7 +124,9 @@ var doing = map[job.Action]string{
 	job.DeleteVolumes:            "deleting",
 	job.ResizeVolumes:            "resizing",
 	job.ImportVolume:             "importing",
-	job.ScrubRepository:          "scrubbing",
+	job.ScrubRepository:          "being scrubbed",
+	job.PruneRepository:          "being pruned",
+	job.LeaseResources:           "being brought back",
 }
 
 // refuseLocked answers errs.Busy if somebody has the object; what names it.

@@ -2,8 +2,12 @@ package service_test
 
 import (
 	"context"
+	"encoding/hex"
 	"fmt"
+	"hash/fnv"
 	"io"
+	"maps"
+	"slices"
 	"strings"
 
 	"cairn/internal/engine"
@@ -18,6 +22,13 @@ type mover struct {
 	damaged map[string]bool // snapshots that cannot be read
 	deep    map[string]bool // the same, but VerifyReadable does not notice
 	during  func()          // called in the middle of a capture and of a restore
+	hits    []string        // packs that every capture refers to
+	retaken [][]string      // packs of which Retake was told
+	marked  func()          // called after a mark
+	listed  []string        // blobs at the last listing
+	// hitsFixed: hits are reported even if they are not usable any more, as a
+	// session that found them before does. hitsNeeded: the mark needs them.
+	hitsFixed, hitsNeeded bool
 	// published is called in the middle of Session.Committed.
 	published func(ctx context.Context)
 }
@@ -58,7 +69,9 @@ func (s *session) Capture(ctx context.Context, spec engine.CaptureSpec, progress
 		return engine.Captured{}, err
 	}
 	// A real pack id is new in every term, so is this one.
-	pack := fmt.Sprintf("%s-%d", spec.Meta.Snapshot, s.term)
+	h := fnv.New128a()
+	fmt.Fprintf(h, "%s-%d-%d", spec.Meta.Snapshot, s.term, len(s.m.retaken))
+	pack := hex.EncodeToString(h.Sum(nil))
 	name := "point/" + spec.Meta.Snapshot + "." + pack
 	err := s.reg.RegisterPack(ctx, engine.PackRecord{ID: pack, Kind: "point", Name: name, Bytes: 1})
 	if err != nil && !errs.Is(err, errs.Exists) {
@@ -89,8 +102,11 @@ func (s *session) forget(ctx context.Context, snapshot string) error {
 		return err
 	}
 	for _, p := range packs {
-		if !strings.HasPrefix(p.ID, snapshot) {
+		if !strings.HasPrefix(p.Name, "point/"+snapshot+".") {
 			continue
+		}
+		if err := s.reg.DropPacks(ctx, []string{p.ID}); err != nil {
+			return err
 		}
 		if err := s.m.DiscardSession(ctx, []engine.PackRecord{p}); err != nil {
 			return err
@@ -100,6 +116,98 @@ func (s *session) forget(ctx context.Context, snapshot string) error {
 		}
 	}
 	return nil
+}
+
+func (s *session) Hits() []string {
+	var hits []string
+	for _, id := range s.m.hits {
+		if usable, err := s.reg.PackUsable(context.Background(), id); err == nil && usable {
+			hits = append(hits, id)
+		}
+	}
+	if s.m.hitsFixed {
+		return s.m.hits
+	}
+	return hits
+}
+
+func (s *session) Retake(ctx context.Context, gone []string, took []engine.Captured) error {
+	s.m.retaken = append(s.m.retaken, gone)
+	s.m.hitsFixed = false
+	for _, c := range took {
+		if err := s.forget(ctx, c.Ref.Snapshot); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Evacuate is never reached: no pack of this engine is worth it.
+func (s *session) Evacuate(context.Context, engine.Marks, []string) (engine.Evacuated, error) {
+	return engine.Evacuated{}, fmt.Errorf("the words of this repository do not move")
+}
+
+func (m *mover) Stored(context.Context) (*engine.Stored, error) {
+	listed := engine.NewStored()
+	return listed, m.f.do("Stored", func() error {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.listed = slices.Sorted(maps.Keys(m.blobs))
+		for _, name := range m.listed {
+			listed.Add(name+".a", 1)
+		}
+		return nil
+	})
+}
+
+// fakeMarks are those of points that share nothing.
+type fakeMarks struct {
+	needed map[string]bool
+	strays []engine.PackRecord
+	unique map[string]int64
+}
+
+func (k *fakeMarks) Needed(pack string) bool            { return k.needed[pack] }
+func (k *fakeMarks) Strays() []engine.PackRecord        { return k.strays }
+func (k *fakeMarks) Unique() map[string]int64           { return k.unique }
+func (k *fakeMarks) StoredBytes() int64                 { return int64(len(k.needed)) }
+func (k *fakeMarks) Waste(pack string) engine.PackWaste { return engine.PackWaste{ID: pack} }
+
+func (m *mover) Mark(_ context.Context, spec engine.MarkSpec) (engine.Marks, error) {
+	k := &fakeMarks{needed: map[string]bool{}, unique: map[string]int64{}}
+	rows := map[string]bool{}
+	for _, p := range spec.Packs {
+		rows[p.ID] = true
+	}
+	for _, p := range append(slices.Clone(spec.Points), spec.Bin...) {
+		if _, err := m.read(p); err != nil {
+			return nil, err
+		}
+		k.needed[p.Pack] = true
+	}
+	for _, p := range spec.Points {
+		k.unique[p.Snapshot] = 7
+	}
+	for _, p := range spec.Unknown {
+		k.needed[p.Pack] = true
+	}
+	for _, name := range m.listed {
+		id := name[strings.LastIndexByte(name, '.')+1:]
+		if !rows[id] && !k.needed[id] {
+			k.strays = append(k.strays, engine.PackRecord{ID: id, Kind: "point", Name: name, Bytes: 1})
+		}
+	}
+	for _, id := range m.hits {
+		k.needed[id] = k.needed[id] || m.hitsNeeded
+	}
+	if m.marked != nil {
+		m.marked()
+	}
+	return k, m.f.do("Mark", func() error { return nil })
+}
+
+func (m *mover) DeletePacks(ctx context.Context, packs []engine.PackRecord) error {
+	return m.DiscardSession(ctx, packs)
 }
 
 func (m *mover) DiscardSession(_ context.Context, packs []engine.PackRecord) error {
@@ -190,7 +298,7 @@ func (m *mover) ImportTo(ctx context.Context, r io.Reader, size int64, t volume.
 	return m.f.do("ImportTo", func() error { t.(*target).write(string(b)); return nil })
 }
 
-func (m *mover) FreedBytes(_ context.Context, doomed, survivors []engine.PointRef) (int64, error) {
+func (m *mover) FreedBytes(_ context.Context, _ []engine.PackRow, doomed, survivors []engine.PointRef) (int64, error) {
 	return int64(1000*len(doomed) + len(survivors)), nil
 }
 

@@ -39,8 +39,17 @@ type Engine interface {
 	ImportTo(ctx context.Context, r io.Reader, size int64, target volume.Target, progress engine.Progress) error
 
 	// FreedBytes tells how many bytes of the repository only the doomed
-	// points use, given all points that would survive.
-	FreedBytes(ctx context.Context, doomed, survivors []engine.PointRef) (int64, error)
+	// points use, given every pack row and all points that would survive.
+	FreedBytes(ctx context.Context, packs []engine.PackRow, doomed, survivors []engine.PointRef) (int64, error)
+
+	// Stored lists the repository's packs. A collection calls it before it
+	// reads rows.
+	Stored(ctx context.Context) (*engine.Stored, error)
+	// Mark finds what the roots need; errs.Corrupt: not everything can be read,
+	// so nothing may be deleted.
+	Mark(ctx context.Context, spec engine.MarkSpec) (engine.Marks, error)
+	// DeletePacks deletes blobs that the rows say are DELETING.
+	DeletePacks(ctx context.Context, packs []engine.PackRecord) error
 
 	// Scrub reads and checks every blob and every point listed.
 	Scrub(ctx context.Context, points []engine.PointRef, packs []engine.PackRecord, progress engine.Progress) (engine.ScrubReport, error)

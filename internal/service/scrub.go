@@ -12,9 +12,6 @@ import (
 	"cairn/internal/job"
 )
 
-// scrubLock is what a scrub locks, so that one runs at a time.
-const scrubLock = "scrub"
-
 // ScrubReport is what a scrub's job has in Extra, as JSON.
 type ScrubReport struct {
 	Points           int           `json:"points"`
@@ -42,10 +39,10 @@ func (s *Service) Scrub(ctx context.Context, zone, requestID string) (job.Job, e
 		return job.Job{}, err
 	}
 	return s.submit(ctx, Origin{Zone: zone, RequestID: requestID}, job.ScrubRepository, func(tx Tx, j *job.Job) (any, error) {
-		if err := refuseLocked(tx, "the repository", scrubLock); err != nil {
+		if err := refuseLocked(tx, "the repository", repositoryLock); err != nil {
 			return nil, err
 		}
-		return struct{}{}, tx.Lock(j.ID, scrubLock)
+		return struct{}{}, tx.Lock(j.ID, repositoryLock)
 	})
 }
 
@@ -64,7 +61,9 @@ func (h scrubJob) Do(ctx context.Context, run *job.Run) error {
 			return err
 		}
 		return tx.Packs(func(p Pack) error {
-			packs = append(packs, p.record())
+			if p.State != PackDeleting {
+				packs = append(packs, p.record())
+			}
 			return nil
 		})
 	})

@@ -33,6 +33,12 @@ const (
 	DriverRegistered = "registered" // somebody else's file or device
 )
 
+// Defaults of Config.
+const (
+	DefaultRecycleBin = 2 * time.Hour
+	DefaultMaxCopy    = 16 << 30
+)
+
 // Config is all that a Service needs. Fields without a default are required.
 type Config struct {
 	Store   Store
@@ -46,8 +52,12 @@ type Config struct {
 	MaxChainPoints int           // points of a chain; chain.DefaultMaxPoints
 	Workers        int           // jobs that run at once; 4
 	RetryDelay     time.Duration // before an apply that has begun tries again; doubles; 1 s
-	Clock          func() time.Time
-	Log            *slog.Logger
+	RecycleBin     time.Duration // uptime for which deleted points can be brought back; 2 h
+	MaxCopy        int64         // bytes that one prune copies to get at garbage; 16 GiB
+	// LowSpace tells whether the repository's disk is nearly full. May be nil.
+	LowSpace func() bool
+	Clock    func() time.Time
+	Log      *slog.Logger
 }
 
 // Service carries out the use cases. Any number of goroutines may call it.
@@ -59,10 +69,16 @@ type Service struct {
 	ownDirs []string
 	max     int
 	retry   time.Duration
-	clock   func() time.Time
-	log     *slog.Logger
-	owner   string // this process, in the rows of its jobs
-	runner  *job.Runner
+	recycle time.Duration
+	maxCopy int64
+	// lowSpace is Config's; lowPruned is the uptime when it last made a prune,
+	// and Keep's alone.
+	lowSpace  func() bool
+	lowPruned int64
+	clock     func() time.Time
+	log       *slog.Logger
+	owner     string // this process, in the rows of its jobs
+	runner    *job.Runner
 }
 
 // New checks the configuration and releases what an earlier process held
@@ -83,6 +99,8 @@ func New(ctx context.Context, cfg Config) (*Service, error) {
 		job.ResizeVolumes:            resizeJob{s},
 		job.ImportVolume:             importJob{s},
 		job.ScrubRepository:          scrubJob{s},
+		job.PruneRepository:          pruneJob{s},
+		job.LeaseResources:           undeleteJob{s},
 	}, job.Options{
 		Owner: s.owner, Load: s.loadJob, OutcomeOf: outcomeOf,
 		Workers: cfg.Workers, Clock: s.now, Log: s.log,
@@ -101,11 +119,14 @@ func configured(cfg Config) (*Service, error) {
 		return nil, errs.New(errs.Invalid, "the service needs a driver for managed and one for registered volumes")
 	case len(cfg.Zones) == 0:
 		return nil, errs.New(errs.Invalid, "the service needs at least one zone")
+	case cfg.RecycleBin < 0 || cfg.MaxCopy < 0:
+		return nil, errs.New(errs.Invalid, "the time in the recycle bin and the bytes that a prune copies cannot be negative")
 	case cfg.MaxChainPoints < 0:
 		return nil, errs.New(errs.Invalid, "a chain cannot have %d points; the limit must be at least 1", cfg.MaxChainPoints)
 	}
 	s := &Service{
 		store: cfg.Store, engine: cfg.Engine, drivers: cfg.Drivers, zones: map[string]bool{},
+		recycle: cfg.RecycleBin, maxCopy: cfg.MaxCopy, lowSpace: cfg.LowSpace,
 		max: cfg.MaxChainPoints, retry: cfg.RetryDelay, clock: cfg.Clock, log: cfg.Log, owner: newUUID(),
 	}
 	if s.max == 0 {
@@ -113,6 +134,12 @@ func configured(cfg Config) (*Service, error) {
 	}
 	if s.retry <= 0 {
 		s.retry = time.Second
+	}
+	if s.recycle == 0 {
+		s.recycle = DefaultRecycleBin
+	}
+	if s.maxCopy == 0 {
+		s.maxCopy = DefaultMaxCopy
 	}
 	if s.clock == nil {
 		s.clock = time.Now

@@ -68,7 +68,10 @@ type Snapshot struct {
 	TotalCount  int
 	LatestTime  time.Time // snapshot_time of the chain's newest live point
 	UniqueBytes int64     // freed if this point alone went; see UniqueKnown
-	UniqueKnown bool
+	UniqueKnown bool      // a collection has marked since the point was taken
+
+	// BinClock is the server's uptime, in seconds, when it was deleted.
+	BinClock int64
 }
 
 // SnapshotFilter selects a page of snapshots. Empty fields don't filter.
@@ -126,7 +129,7 @@ type Session struct {
 // PackState is a pack's place in the collection protocol (DESIGN §4).
 type PackState string
 
-// Pack states. Only LIVE exists until prune does.
+// Pack states. DELETING is final: its blob may be gone already.
 const (
 	PackLive      PackState = "LIVE"
 	PackCondemned PackState = "CONDEMNED"
@@ -145,6 +148,11 @@ type Pack struct {
 	Born    int64 // epoch
 	Stamped int64 // epoch
 	Bytes   int64
+	// Condemned is the epoch of the collection that condemned it; 0: LIVE.
+	Condemned int64
+	// Damaged: a scrub found something of it missing or wrong in every copy.
+	// No new point refers to it.
+	Damaged bool
 }
 
 // Store is the metadata database. metadb implements it; metadbtest.Run is the
@@ -185,6 +193,11 @@ type Tx interface {
 	// LivePoints streams id, root and manifest of every point that is
 	// neither pending nor ceased, for accounting and scrub.
 	LivePoints(fn func(s Snapshot) error) error
+	// ExpiredPoints lists points in the recycle bin with a BinClock of at most
+	// the given one, at most limit of them, longest deleted first.
+	ExpiredPoints(binClock int64, limit int) ([]Snapshot, error)
+	// SetUnique writes what a mark found out about a point, if that still exists.
+	SetUnique(id string, uniqueBytes int64) error
 
 	InsertJob(j job.Job) error
 	Job(id string) (job.Job, error)
@@ -224,7 +237,18 @@ type Tx interface {
 	PacksOf(session string) ([]Pack, error)
 	// Packs streams every pack row of committed sessions.
 	Packs(fn func(p Pack) error) error
+	// AllPacks streams every pack row, with the state of its session.
+	AllPacks(fn func(p Pack, session SessionState) error) error
+	// LeavingPacks lists the packs that are CONDEMNED or DELETING.
+	LeavingPacks() ([]Pack, error)
+	Pack(id string) (p Pack, ok bool, err error)
+	UpdatePack(p Pack) error // by ID; every column
+	// PutLeavingPack inserts a row, in any state but LIVE, for a stored pack
+	// that has none.
+	PutLeavingPack(p Pack) error
 	DeletePacks(ids ...string) error
+	// ActiveSessions lists the sessions that may still commit.
+	ActiveSessions() ([]Session, error)
 
 	// Setting reads a value; "" if it was never set.
 	Setting(key string) (string, error)

@@ -47,6 +47,8 @@ const (
 	Data  Kind = 1
 	Node  Kind = 2
 	Point Kind = 3
+	// 4 is the journal's.
+	Reloc Kind = 5
 )
 
 func (k Kind) String() string {
@@ -57,6 +59,8 @@ func (k Kind) String() string {
 		return "node"
 	case Point:
 		return "point"
+	case Reloc:
+		return "reloc"
 	}
 	return fmt.Sprintf("kind %d", uint8(k))
 }
@@ -75,6 +79,8 @@ func (p Pack) Blob() string {
 		return "data/" + p.ID.String()[:2] + "/" + p.ID.String()
 	case Node:
 		return "node/" + p.ID.String()[:2] + "/" + p.ID.String()
+	case Reloc:
+		return "reloc/" + p.ID.String()
 	default:
 		return "point/" + p.Snapshot + "." + p.ID.String()
 	}

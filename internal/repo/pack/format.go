@@ -29,6 +29,8 @@ const (
 	Frame    RecordKind = 1
 	NodeRec  RecordKind = 2
 	Manifest RecordKind = 3
+	// 4 is the journal's.
+	Reloc RecordKind = 5
 )
 
 // Encoding of a record's plain bytes.
@@ -213,7 +215,7 @@ func checkShape(r Record, n int) error {
 		if r.PlainLen != n*addr.ChunkSize {
 			return damaged("frame %d says %d bytes for %d chunks", r.Slot, r.PlainLen, n)
 		}
-	case NodeRec, Manifest:
+	case NodeRec, Manifest, Reloc:
 		if n != 1 {
 			return damaged("record %d has %d ids, not one", r.Slot, n)
 		}

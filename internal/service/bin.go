@@ -1,0 +1,246 @@
+package service
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"time"
+
+	"cairn/internal/chain"
+	"cairn/internal/errs"
+	"cairn/internal/job"
+)
+
+// uptimeKey is the setting that adds up, in seconds, how long servers have run
+// over this database. The recycle bin is measured in it, so that a clock that
+// jumps, or a server that was off for a month, empties nothing.
+const uptimeKey = "uptime"
+
+// maxBinClock is a bin clock that every deleted point has reached.
+const maxBinClock = math.MaxInt64
+
+// expire ends deleted points whose bin clock is at most upTo: they cease, and
+// what they alone need is garbage. guard, if not nil, is asked in each
+// transaction. A point that is being brought back is passed over.
+func (s *Service) expire(ctx context.Context, upTo int64, guard func(Tx) error) (ceased int, err error) {
+	for {
+		n, more := 0, false
+		err := s.store.Update(ctx, func(tx Tx) error {
+			n = 0
+			if guard != nil {
+				if err := guard(tx); err != nil {
+					return err
+				}
+			}
+			rows, err := tx.ExpiredPoints(upTo, rowsAtOnce)
+			if err != nil {
+				return err
+			}
+			more = len(rows) == rowsAtOnce
+			for _, p := range rows {
+				if p.Transition != "" {
+					continue
+				}
+				p.Status, p.StatusTime = chain.Ceased, s.now()
+				if err := tx.UpdateSnapshot(p); err != nil {
+					return err
+				}
+				n++
+			}
+			if n == 0 {
+				return nil
+			}
+			return setNumber(tx, pruneDueKey, 1)
+		})
+		ceased += n
+		if err != nil {
+			return ceased, fmt.Errorf("end deleted points: %w", err)
+		}
+		if !more || n == 0 {
+			return ceased, nil
+		}
+	}
+}
+
+// undeleteParams is the input of a LeaseResources job.
+type undeleteParams struct {
+	Points []chain.ID `json:"points"` // the points asked for and their deleted ancestors
+}
+
+// Undelete starts bringing deleted points back out of the recycle bin, with
+// their deleted ancestors, never descendants, all or none. It moves no head.
+func (s *Service) Undelete(ctx context.Context, in SnapshotSet) (job.Job, error) {
+	ids, err := s.checkSnapshotSet(in)
+	if err != nil {
+		return job.Job{}, err
+	}
+	return s.submit(ctx, in.Origin, job.LeaseResources, func(tx Tx, j *job.Job) (any, error) {
+		params := undeleteParams{}
+		byRoot := map[chain.ID][]chain.ID{}
+		var roots []chain.ID
+		for _, id := range ids {
+			p, err := deletedPoint(tx, in.Zone, id)
+			if err != nil {
+				return nil, err
+			}
+			if byRoot[p.RootID] == nil {
+				roots = append(roots, p.RootID)
+			}
+			byRoot[p.RootID] = append(byRoot[p.RootID], id)
+		}
+		for _, root := range roots {
+			rows, err := tx.Chain(root)
+			if err != nil {
+				return nil, err
+			}
+			back, err := chain.PlanUndelete(points(rows), byRoot[root], s.max)
+			if err != nil {
+				return nil, err
+			}
+			for _, id := range back {
+				if _, err := deletedPoint(tx, in.Zone, id); err != nil {
+					return nil, err
+				}
+			}
+			params.Points = append(params.Points, back...)
+		}
+		j.ResourceIDs = params.Points
+		if err := tx.Lock(j.ID, params.Points...); err != nil {
+			return nil, err
+		}
+		return params, changeSnapshots(tx, params.Points, func(p *Snapshot) { p.Transition = "recovering" })
+	})
+}
+
+// deletedPoint is the point if it is in the recycle bin and nobody works on it.
+func deletedPoint(tx Tx, zone, id string) (Snapshot, error) {
+	p, err := tx.Snapshot(zone, id)
+	if err != nil {
+		return p, err
+	}
+	switch {
+	case p.Transition != "":
+		return p, errs.New(errs.Busy, "snapshot %s is %s; please try later", id, p.Transition)
+	case p.Status == chain.Ceased:
+		return p, errs.New(errs.Conflict, "snapshot %s has ceased: its time in the recycle bin is over and it cannot be brought back", id)
+	case p.Status != chain.Deleted:
+		return p, errs.New(errs.Conflict, "snapshot %s is %s; only a deleted one can be brought back", id, p.Status)
+	}
+	return p, refuseLocked(tx, "snapshot "+id, id)
+}
+
+// undeleteJob brings points back: rows only, one transaction.
+type undeleteJob struct{ s *Service }
+
+func (h undeleteJob) Do(ctx context.Context, run *job.Run) error {
+	var params undeleteParams
+	if err := run.Params(&params); err != nil {
+		return err
+	}
+	return h.s.store.Update(ctx, func(tx Tx) error {
+		rows, err := loadSnapshots(tx, params.Points)
+		if err != nil {
+			return err
+		}
+		roots := map[chain.ID]bool{}
+		for _, p := range rows {
+			roots[p.RootID] = true
+		}
+		err = changeSnapshots(tx, params.Points, func(p *Snapshot) {
+			p.Status, p.StatusTime, p.Transition, p.BinClock = chain.Available, h.s.now(), "", 0
+		})
+		if err != nil {
+			return err
+		}
+		for root := range roots {
+			if err := sumChain(tx, root); err != nil {
+				return err
+			}
+		}
+		return h.s.finish(tx, run, job.Outcome{Status: job.Successful})
+	})
+}
+
+// Undo takes the transition back: nothing else was changed.
+func (h undeleteJob) Undo(ctx context.Context, run *job.Run, out job.Outcome) error {
+	var params undeleteParams
+	if err := run.Params(&params); err != nil {
+		return err
+	}
+	return h.s.store.Update(ctx, func(tx Tx) error {
+		if err := changeSnapshots(tx, params.Points, func(p *Snapshot) { p.Transition = "" }); err != nil {
+			return err
+		}
+		return h.s.finish(tx, run, out)
+	})
+}
+
+// Keep does until ctx ends what nobody asks for: it counts the uptime, ends
+// points whose time in the recycle bin is over, and prunes when that left
+// garbage or space runs low.
+func (s *Service) Keep(ctx context.Context) {
+	tick := min(max(s.recycle/20, time.Second), time.Minute)
+	timer := time.NewTicker(tick)
+	defer timer.Stop()
+	last, rest := time.Now(), time.Duration(0)
+	for {
+		// What a tick adds is capped, so that a process that was stopped for a
+		// day, or a clock that jumps, does not empty the bin.
+		rest += min(time.Since(last), 2*tick)
+		last = time.Now()
+		seconds := rest.Truncate(time.Second)
+		rest -= seconds
+		if err := s.keepOnce(ctx, int64(seconds/time.Second)); err != nil && ctx.Err() == nil {
+			s.log.Error("end deleted points and prune", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+		}
+	}
+}
+
+func (s *Service) keepOnce(ctx context.Context, seconds int64) error {
+	now, due := int64(0), int64(0)
+	err := s.store.Update(ctx, func(tx Tx) error {
+		was, err := numberSetting(tx, uptimeKey)
+		if err != nil {
+			return err
+		}
+		if due, err = numberSetting(tx, pruneDueKey); err != nil {
+			return err
+		}
+		now = was + seconds
+		return setNumber(tx, uptimeKey, now)
+	})
+	if err != nil {
+		return err
+	}
+	ceased, err := s.expire(ctx, now-int64(s.recycle/time.Second), nil)
+	if err != nil {
+		return err
+	}
+	if ceased > 0 {
+		s.log.Info("the time of deleted points in the recycle bin is over", "points", ceased)
+	}
+	low := s.lowSpace != nil && s.lowSpace()
+	if ceased == 0 && due == 0 && !low {
+		return nil
+	}
+	if low && ceased == 0 && due == 0 && now-s.lowPruned < int64(lowPruneEvery/time.Second) {
+		return nil
+	}
+	s.lowPruned = now
+	for zone := range s.zones {
+		_, err := s.Prune(ctx, Origin{Zone: zone}, PruneOptions{})
+		if errs.Is(err, errs.Busy) {
+			return nil // the next tick tries again
+		}
+		return err
+	}
+	return nil
+}
+
+// lowPruneEvery is how often low space alone makes a prune.
+const lowPruneEvery = 10 * time.Minute

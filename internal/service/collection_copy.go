@@ -1,0 +1,134 @@
+package service
+
+import (
+	"context"
+	"errors"
+	"slices"
+
+	"cairn/internal/engine"
+	"cairn/internal/errs"
+)
+
+const (
+	// copyAtOnce is how many needed bytes one session copies: small, so that a
+	// nearly full disk has room for it, and a crash throws little away.
+	copyAtOnce = 256 << 20
+	// minWaste is the share of a pack that must be garbage before the rest of
+	// it is copied.
+	minWaste = 0.25
+)
+
+// plan chooses what to copy. Packs that somebody wrote or took into use since
+// the mark began are left alone: what is needed of them is not known.
+func (c *collection) plan(maxCopy int64) []string {
+	c.report.WasteBytes = 0
+	var candidates []engine.PackWaste
+	for id, p := range c.packs {
+		if !c.condemnable(p) || !c.marks.Needed(id) || p.Kind == "reloc" || p.Kind == "point" {
+			continue
+		}
+		w := c.marks.Waste(id)
+		c.report.WasteBytes += (w.Stored - w.Needed) * max(1, p.Bytes/max(1, w.Stored))
+		candidates = append(candidates, w)
+	}
+	return engine.PlanEvacuation(candidates, engine.Policy{MaxCopy: maxCopy, MinWaste: minWaste})
+}
+
+// evacuate copies the needed parts out of packs that are mostly garbage, and
+// small packs together, session by session.
+func (c *collection) evacuate(ctx context.Context) error {
+	victims := c.plan(c.opts.MaxCopy)
+	total := int64(0)
+	for _, id := range victims {
+		total += c.marks.Waste(id).Needed
+	}
+	for done := int64(0); len(victims) > 0; {
+		n, bytes := 0, int64(0)
+		for n < len(victims) && (n == 0 || bytes+c.marks.Waste(victims[n]).Needed <= copyAtOnce) {
+			bytes += c.marks.Waste(victims[n]).Needed
+			n++
+		}
+		err := c.copyOut(ctx, victims[:n])
+		if errs.Is(err, errs.Full) {
+			// What could be deleted is deleted. Copying has to wait for room.
+			c.run.Log.Warn("no space to copy needed parts out of packs; leaving them", "packs", len(victims), "error", err)
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		done += bytes
+		c.run.Progress(done, total)
+		victims = victims[n:]
+	}
+	return nil
+}
+
+// copyOut empties some packs in a session of its own.
+func (c *collection) copyOut(ctx context.Context, victims []string) (err error) {
+	id := partOf(c.run.ID(), newUUID())
+	err = c.update(ctx, func(tx Tx) error {
+		return tx.PutSession(Session{ID: id, Term: c.run.Term(), State: SessionActive})
+	})
+	if err != nil {
+		return err
+	}
+	committed := false
+	defer func() {
+		if !committed && ctx.Err() == nil {
+			_, aerr := c.s.abortSession(ctx, id, c.run.Term())
+			err = errors.Join(err, aerr)
+		}
+	}()
+	session, err := c.s.engine.OpenSession(ctx, id, c.run.Term(), registry{c.s.store, id, c.run.Term()})
+	if err != nil {
+		return err
+	}
+	defer session.Close() //nolint:errcheck // it frees memory only
+	got, err := session.Evacuate(ctx, c.marks, victims)
+	if err != nil {
+		return err
+	}
+	if err := c.update(ctx, func(tx Tx) error { return c.commitCopies(tx, id, got) }); err != nil {
+		return err
+	}
+	committed = true
+	if err := session.Committed(ctx); err != nil {
+		c.run.Log.Warn("publish copied chunks to the index", "error", err)
+	}
+	c.report.CopiedBytes += got.Copied
+	c.report.CopiedPacks += len(got.Emptied)
+	c.report.HealedPacks += len(got.Healed)
+	for pack, why := range got.Failed {
+		c.report.UntouchedWhy = append(c.report.UntouchedWhy, pack+": "+why)
+	}
+	return c.erase(ctx)
+}
+
+// commitCopies makes the copies real and condemns what they were copied from,
+// unless somebody took that into use since the mark: then it may hold needed
+// records that were not copied, and it stays. A pack with healed damage goes
+// beyond recall at once: else a commit that had hit it would bring it back to
+// life, and then the next mark would prefer it to its healed copy.
+func (c *collection) commitCopies(tx Tx, session string, got engine.Evacuated) error {
+	if err := commitSession(tx, session, c.run.Term(), nil); err != nil {
+		return err
+	}
+	for _, id := range got.Emptied {
+		p, ok, err := tx.Pack(id)
+		if err != nil {
+			return err
+		}
+		if !ok || !c.condemnable(p) {
+			continue
+		}
+		p.State, p.Condemned = PackCondemned, c.epoch
+		if slices.Contains(got.Healed, id) {
+			p.State = PackDeleting
+		}
+		if err := tx.UpdatePack(p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
