@@ -40,6 +40,9 @@ type serveConfig struct {
 	workers   int
 	jobs      int
 	maxChain  int
+	recycle   time.Duration
+	reserve   int64 // MiB
+	lowSpace  int64 // MiB
 	logFormat string
 	logLevel  string
 }
@@ -77,6 +80,9 @@ on SIGTERM or Ctrl-C; jobs that were running go on after the next start.`,
 	f.IntVar(&c.workers, "workers", 0, "goroutines of one job that hash and compress (default one per core)")
 	f.IntVar(&c.jobs, "jobs", 2, "jobs that run at once")
 	f.IntVar(&c.maxChain, "max-chain", 30, "points of a chain before the next one is a full")
+	f.DurationVar(&c.recycle, "recycle-bin", service.DefaultRecycleBin, "how long deleted snapshots can be brought back, in uptime of the server")
+	f.Int64Var(&c.reserve, "reserve", 64, "MiB of the disk kept for deleting and pruning when it is full; 0: none")
+	f.Int64Var(&c.lowSpace, "low-space", 1024, "MiB of free space below which the server prunes by itself")
 	f.StringVar(&c.logFormat, "log-format", "text", "text or json")
 	f.StringVar(&c.logLevel, "log-level", "info", "debug, info, warn or error")
 	return cmd
@@ -92,6 +98,10 @@ func (c serveConfig) check() error {
 		return errs.New(errs.Invalid, "--workers must be 0 to 256 and --jobs 1 to 64")
 	case c.maxChain < 1:
 		return errs.New(errs.Invalid, "--max-chain must be at least 1")
+	case c.recycle < time.Second:
+		return errs.New(errs.Invalid, "--recycle-bin must be at least 1s")
+	case c.reserve < 0 || c.reserve > 1<<20 || c.lowSpace < 0 || c.lowSpace > 1<<40:
+		return errs.New(errs.Invalid, "--reserve must be 0 to 1048576 and --low-space not negative, both in MiB")
 	}
 	return nil
 }
@@ -187,6 +197,7 @@ func (c serveConfig) open(ctx context.Context, dir string, log *slog.Logger) (sv
 		return nil, closers, err
 	}
 	opened(store)
+	room := &space{dir: dir, path: filepath.Join(dir, "index", "reserve"), reserve: c.reserve << 20, low: c.lowSpace << 20, log: log}
 	keyFile := c.keyFile
 	if keyFile == "" {
 		keyFile = filepath.Join(dir, "repo.key")
@@ -195,7 +206,7 @@ func (c serveConfig) open(ctx context.Context, dir string, log *slog.Logger) (sv
 	if err != nil {
 		return nil, closers, err
 	}
-	r, err := repo.Open(ctx, store, key, filepath.Join(dir, "index"))
+	r, err := repo.Open(ctx, packs{store, room}, key, filepath.Join(dir, "index"))
 	if err != nil {
 		return nil, closers, err
 	}
@@ -208,6 +219,8 @@ func (c serveConfig) open(ctx context.Context, dir string, log *slog.Logger) (sv
 		return nil, closers, err
 	}
 	opened(db)
+	db.OnFull(room.giveUp)
+	room.hold()
 	volumes := filepath.Join(dir, "volumes")
 	managed, err := volumefile.NewManaged(volumes)
 	if err != nil {
@@ -222,6 +235,7 @@ func (c serveConfig) open(ctx context.Context, dir string, log *slog.Logger) (sv
 		Store: db, Engine: engine.New(r, engine.Config{Workers: c.workers}),
 		Drivers: map[string]volume.Driver{service.DriverManaged: managed, service.DriverRegistered: registered},
 		Zones:   c.zones, OwnDirs: []string{dir}, MaxChainPoints: c.maxChain, Workers: c.jobs, Log: log,
+		RecycleBin: c.recycle, LowSpace: room.isLow,
 	})
 	return svc, closers, err
 }
@@ -252,6 +266,10 @@ func run(ctx context.Context, svc *service.Service, srv *http.Server, listeners 
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		svc.Run(gctx)
+		return nil
+	})
+	g.Go(func() error {
+		svc.Keep(gctx)
 		return nil
 	})
 	for _, l := range listeners {

@@ -66,6 +66,8 @@ func (f *fake) handler(local bool) http.Handler {
 		"GET /jobs":                                   f.listJobs,
 		"POST /job/{id}/cancel":                       f.cancelJob,
 		"POST /repository/scrub":                      f.scrub,
+		"POST /repository/prune":                      f.prune,
+		"POST /lease":                                 f.lease,
 		"POST /volumes/register":                      func(r *http.Request) any { return f.register(r, local) },
 		"GET /notifier/stream":                        func(*http.Request) any { return refuse(404, "no events here") },
 		"POST /volume_snapshots/capture_instance/{_}": func(*http.Request) any { return refuse(400, "a volume's point") },
@@ -243,6 +245,27 @@ func (f *fake) listJobs(r *http.Request) any {
 }
 
 func (f *fake) scrub(*http.Request) any { return f.start("ScrubRepository", "", nil) }
+
+func (f *fake) prune(r *http.Request) any {
+	j := f.start("PruneRepository", "", nil)
+	dry := r.FormValue("dry_run") == "1"
+	j.Extra = fmt.Sprintf(`{"as_of":"2026-11-23T08:00:00Z","dry_run":%v,"ceased_points":%s,"stored_bytes":5000,"freed_bytes":2048,"freed_packs":2,`+
+		`"leaving_bytes":0,"waste_bytes":700,"copied_bytes":300,"copied_packs":1,"untouched_why":["ab: it is damaged"]}`, dry, strconv.Itoa(len(r.FormValue("empty_bin"))))
+	return j
+}
+
+func (f *fake) lease(r *http.Request) any {
+	var in struct{ Resources []string }
+	if err := json.NewDecoder(r.Body).Decode(&in); err != nil {
+		return refuse(400, "%v", err)
+	}
+	for _, s := range f.snapshots {
+		if slices.Contains(in.Resources, s.ID) {
+			s.Status = "available"
+		}
+	}
+	return f.start("LeaseResources", "", in.Resources)
+}
 
 // steer changes how the fake behaves.
 func (f *fake) steer(what string) {

@@ -56,8 +56,13 @@ func (s *session) volumes(ctx context.Context, refs ...string) ([]string, error)
 
 // snapshots turns ids and names of snapshots into ids.
 func (s *session) snapshots(ctx context.Context, refs ...string) ([]string, error) {
+	return s.snapshotsThatAre(ctx, nil, refs...)
+}
+
+// snapshotsThatAre looks names up among snapshots of the statuses only.
+func (s *session) snapshotsThatAre(ctx context.Context, statuses []string, refs ...string) ([]string, error) {
 	return resolve(refs, snapshotID, func(name string) (string, error) {
-		p, err := s.client.AllSnapshots(ctx, client.SnapshotFilter{Search: name})
+		p, err := s.client.AllSnapshots(ctx, client.SnapshotFilter{Search: name, Status: statuses})
 		if err != nil {
 			return "", err
 		}

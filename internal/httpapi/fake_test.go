@@ -255,6 +255,16 @@ func (f *fake) Scrub(ctx context.Context, zone, requestID string) (job.Job, erro
 	return f.job, f.record(ctx, "Scrub", requestID, zone)
 }
 
+func (f *fake) Prune(ctx context.Context, o service.Origin, opts service.PruneOptions) (job.Job, error) {
+	return f.job, f.record(ctx, "Prune", o.RequestID, opts)
+}
+
+func (f *fake) Undelete(ctx context.Context, in service.SnapshotSet) (job.Job, error) {
+	id := in.RequestID
+	in.RequestID = ""
+	return f.job, f.record(ctx, "Undelete", id, in)
+}
+
 func (f *fake) Subscribe(ctx context.Context) <-chan job.Job {
 	out := make(chan job.Job)
 	go func() {

@@ -59,6 +59,8 @@ type Service interface {
 	CancelJob(ctx context.Context, id string) (job.Job, error)
 	Subscribe(ctx context.Context) <-chan job.Job
 	Scrub(ctx context.Context, zone, requestID string) (job.Job, error)
+	Prune(ctx context.Context, o service.Origin, opts service.PruneOptions) (job.Job, error)
+	Undelete(ctx context.Context, in service.SnapshotSet) (job.Job, error)
 }
 
 // Config is what a handler needs. Zero values of the limits mean the default.
@@ -103,6 +105,7 @@ func New(cfg Config) (http.Handler, error) {
 	a.registerSnapshots()
 	a.registerVolumes()
 	a.registerJobs()
+	a.registerRepository()
 	a.registerStreams()
 	if err := a.registerDocs(mux); err != nil {
 		return nil, err

@@ -98,11 +98,6 @@ func (a *api) unfinishedJobs(ctx context.Context, in *Zoned) (*jobListOutput, er
 	return &jobListOutput{Body: newJobObjects(jobs)}, nil
 }
 
-func (a *api) scrub(ctx context.Context, in *Zoned) (*JobOutput, error) {
-	j, err := a.service.Scrub(ctx, in.Zone, requestOf(ctx).id)
-	return started(ctx, j, err)
-}
-
 type healthOutput struct {
 	Body struct {
 		_       struct{} `additionalProperties:"true"`
@@ -123,6 +118,5 @@ func (a *api) registerJobs() {
 	register(a, call{http.MethodPost, under("/job/{job_id}/cancel"), "cancelJob", tag, "Stop a job and undo what it began", 0}, a.cancelJob)
 	register(a, call{http.MethodGet, under("/jobs"), "listJobs", tag, "List jobs", 0}, a.listJobs)
 	register(a, call{http.MethodGet, under("/unfinished_jobs"), "listUnfinishedJobs", tag, "List jobs that are pending or working", 0}, a.unfinishedJobs)
-	register(a, call{http.MethodPost, under("/repository/scrub"), "scrubRepository", "repository", "Read and check everything that is stored", 0}, a.scrub)
 	register(a, call{http.MethodGet, "/healthz", "health", "server", "Tell that the server answers", 0}, a.health)
 }

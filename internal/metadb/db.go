@@ -44,6 +44,7 @@ type DB struct {
 	read   *bun.DB
 	limits limits
 	cache  *blockCache
+	onFull func() bool
 }
 
 var _ service.Store = (*DB)(nil)
@@ -174,6 +175,11 @@ func createFile(ctx context.Context, fresh, path string) error {
 	return nil
 }
 
+// OnFull sets what is called when a transaction finds no space: if makeRoom
+// says that it made some, the transaction is run once more from the start. Call
+// it before anything else uses the DB.
+func (db *DB) OnFull(makeRoom func() bool) { db.onFull = makeRoom }
+
 // Close waits for running transactions and closes the file. The log is moved
 // into the database by the last connection.
 func (db *DB) Close() error {
@@ -185,9 +191,14 @@ func (db *DB) View(ctx context.Context, fn func(tx service.Tx) error) error {
 	return db.inTx(ctx, db.read, fn)
 }
 
-// Update runs fn in one serializable transaction.
+// Update runs fn in one serializable transaction, and once more from the start
+// if the disk was full and room was made.
 func (db *DB) Update(ctx context.Context, fn func(tx service.Tx) error) error {
-	return db.inTx(ctx, db.write, fn)
+	err := db.inTx(ctx, db.write, fn)
+	if errs.Is(err, errs.Full) && db.onFull != nil && db.onFull() {
+		err = db.inTx(ctx, db.write, fn)
+	}
+	return err
 }
 
 // inTx commits if fn returns nil; on its error or panic nothing is kept.

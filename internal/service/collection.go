@@ -29,6 +29,7 @@ type collection struct {
 	packs  map[string]Pack // every row as it was when the mark began
 	active map[string]bool // packs of sessions that were open then
 	marks  engine.Marks
+	wrote  int64 // bytes that the copies of the last session take
 }
 
 func (c *collection) collect(ctx context.Context) error {

@@ -21,7 +21,7 @@ const (
 // plan chooses what to copy. Packs that somebody wrote or took into use since
 // the mark began are left alone: what is needed of them is not known.
 func (c *collection) plan(maxCopy int64) []string {
-	c.report.WasteBytes = 0
+	c.report.WasteBytes, c.report.ReachableBytes = 0, 0
 	var candidates []engine.PackWaste
 	for id, p := range c.packs {
 		if !c.condemnable(p) || !c.marks.Needed(id) || p.Kind == "reloc" || p.Kind == "point" {
@@ -31,7 +31,12 @@ func (c *collection) plan(maxCopy int64) []string {
 		c.report.WasteBytes += (w.Stored - w.Needed) * max(1, p.Bytes/max(1, w.Stored))
 		candidates = append(candidates, w)
 	}
-	return engine.PlanEvacuation(candidates, engine.Policy{MaxCopy: maxCopy, MinWaste: minWaste})
+	chosen := engine.PlanEvacuation(candidates, engine.Policy{MaxCopy: maxCopy, MinWaste: minWaste})
+	for _, id := range chosen {
+		w := c.marks.Waste(id)
+		c.report.ReachableBytes += (w.Stored - w.Needed) * max(1, c.packs[id].Bytes/max(1, w.Stored))
+	}
+	return chosen
 }
 
 // evacuate copies the needed parts out of packs that are mostly garbage, and
@@ -42,6 +47,7 @@ func (c *collection) evacuate(ctx context.Context) error {
 	for _, id := range victims {
 		total += c.marks.Waste(id).Needed
 	}
+	c.report.ReachableBytes = 0
 	for done := int64(0); len(victims) > 0; {
 		n, bytes := 0, int64(0)
 		for n < len(victims) && (n == 0 || bytes+c.marks.Waste(victims[n]).Needed <= copyAtOnce) {
@@ -93,10 +99,11 @@ func (c *collection) copyOut(ctx context.Context, victims []string) (err error) 
 		return err
 	}
 	committed = true
+	c.report.CopiedBytes += c.wrote
+	c.report.FreedBytes -= c.wrote
 	if err := session.Committed(ctx); err != nil {
 		c.run.Log.Warn("publish copied chunks to the index", "error", err)
 	}
-	c.report.CopiedBytes += got.Copied
 	c.report.CopiedPacks += len(got.Emptied)
 	c.report.HealedPacks += len(got.Healed)
 	for pack, why := range got.Failed {
@@ -113,6 +120,14 @@ func (c *collection) copyOut(ctx context.Context, victims []string) (err error) 
 func (c *collection) commitCopies(tx Tx, session string, got engine.Evacuated) error {
 	if err := commitSession(tx, session, c.run.Term(), nil); err != nil {
 		return err
+	}
+	own, err := tx.PacksOf(session)
+	if err != nil {
+		return err
+	}
+	c.wrote = 0
+	for _, p := range own {
+		c.wrote += p.Bytes
 	}
 	for _, id := range got.Emptied {
 		p, ok, err := tx.Pack(id)

@@ -28,15 +28,18 @@ type PruneReport struct {
 	DryRun       bool      `json:"dry_run"`
 	CeasedPoints int       `json:"ceased_points"` // taken out of the recycle bin by this prune
 	StoredBytes  int64     `json:"stored_bytes"`  // of the repository when the mark began
-	FreedBytes   int64     `json:"freed_bytes"`   // of packs that were (dry run: would be) deleted
-	FreedPacks   int       `json:"freed_packs"`   //
+	FreedBytes   int64     `json:"freed_bytes"`   // by which the repository shrank; dry run: of packs that nothing needs
+	FreedPacks   int       `json:"freed_packs"`   // packs deleted
 	LeavingBytes int64     `json:"leaving_bytes"` // of packs that nothing needs, left to the next prune as a backup runs
 	WasteBytes   int64     `json:"waste_bytes"`   // garbage in packs that are partly needed, before copying
-	CopiedBytes  int64     `json:"copied_bytes"`  // written anew to get at garbage
-	CopiedPacks  int       `json:"copied_packs"`  //
-	UntouchedWhy []string  `json:"untouched_why"` // packs that could not be copied, and why
-	StrayBytes   int64     `json:"stray_bytes"`   // of blobs that nobody had registered, in freed_bytes too
-	HealedPacks  int       `json:"healed_packs"`  // of those, damaged ones whose chunks were found elsewhere
+	// ReachableBytes is, in a dry run, the part of WasteBytes that copying would
+	// free, but for what the copies need for their own order.
+	ReachableBytes int64    `json:"reachable_bytes"`
+	CopiedBytes    int64    `json:"copied_bytes"`  // written anew to get at garbage
+	CopiedPacks    int      `json:"copied_packs"`  // packs that were emptied so
+	UntouchedWhy   []string `json:"untouched_why"` // packs that could not be copied, and why
+	StrayBytes     int64    `json:"stray_bytes"`   // of blobs that nobody had registered, in freed_bytes too
+	HealedPacks    int      `json:"healed_packs"`  // of the emptied ones, those with damage whose chunks were found elsewhere
 }
 
 // Prune starts giving the space back that nothing needs any more.

@@ -159,7 +159,8 @@ type Pack struct {
 // suite every implementation passes.
 //
 // Update runs fn in one serializable transaction: fn's error rolls everything
-// back and is returned as it is. View gives fn a consistent snapshot. Neither
+// back and is returned as it is. fn may be run a second time, from the start,
+// after everything of the first was rolled back. View gives fn a consistent snapshot. Neither
 // may be nested, and fn does no I/O but through tx. All times are stored to
 // the microsecond in UTC. "Not there" is errs.NotFound with a sentence that
 // names the id.
