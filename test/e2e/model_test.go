@@ -22,7 +22,8 @@ type modelPoint struct {
 	id, volume   string
 	parent, root string // parent "" on a full
 	full         bool
-	deleted      bool
+	deleted      bool // in the recycle bin, or ceased
+	ceased       bool
 	content      *harness.Image
 	name, desc   string
 	group        string
@@ -335,6 +336,9 @@ func (w *world) rowDiff(p *modelPoint, r harness.Snapshot) string {
 	status, parent, kind := "available", p.parent, "IS_INCREMENTAL"
 	if p.deleted {
 		status = "deleted"
+	}
+	if p.ceased {
+		status = "ceased"
 	}
 	if p.full {
 		parent, kind = "self", "IS_FULL"

@@ -61,6 +61,9 @@ func TestOracle(t *testing.T) {
 			"apply group":  m.rollBackGroup,
 			"clone":        m.cloneOne,
 			"delete":       m.deletePoint,
+			"prune":        m.pruneNow,
+			"empty bin":    m.emptyBin,
+			"undelete":     m.bringBack,
 			"forget":       m.forgetVolume,
 			"rename":       m.rename,
 			"grow":         m.growVolume,
@@ -75,7 +78,10 @@ func TestOracle(t *testing.T) {
 		for live := m.livePoints(""); len(live) > 0; live = m.livePoints("") {
 			m.remove(rt, live[0])
 		}
+		m.world.prune(rt, true)
 		m.checkRows(rt)
+		m.api().ScrubClean(rt)
+		wantNothingStored(rt, srv.Dir)
 	})
 	t.Logf("steps done: %v", done)
 }
