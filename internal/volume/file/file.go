@@ -23,6 +23,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 
 	"cairn/internal/errs"
 	"cairn/internal/volume"
@@ -43,8 +44,9 @@ type disks struct {
 	mu   sync.Mutex          // guards the maps; nothing else is locked under it
 	live map[string]*instant // by hold name; nil while Freeze is at work
 	// open holds the identities of guarded volumes. Asked first, because to
-	// try the kernel's locks breaks the lease of a guard of our own.
-	open map[string]bool
+	// try the kernel's locks breaks the lease of a guard of our own. The channel
+	// is closed when the guard lets go.
+	open map[string]chan struct{}
 }
 
 func newDisks(holdDir string, locate func(volume.Spec) (place, error)) (*disks, error) {
@@ -54,7 +56,7 @@ func newDisks(holdDir string, locate func(volume.Spec) (place, error)) (*disks, 
 	if err := syncDir(filepath.Dir(holdDir)); err != nil {
 		return nil, err
 	}
-	d := &disks{locate: locate, holdDir: holdDir, live: map[string]*instant{}, open: map[string]bool{}}
+	d := &disks{locate: locate, holdDir: holdDir, live: map[string]*instant{}, open: map[string]chan struct{}{}}
 	return d, d.sweep()
 }
 
@@ -83,20 +85,38 @@ func (d *disks) Size(ctx context.Context, s volume.Spec) (int64, error) {
 	return n.size, nil
 }
 
+// letGoWait is how long a claim waits for the one before. A job shows as ended
+// a moment before it lets go of its volumes, and whoever saw that and comes next
+// must not be told that the volume is busy.
+const letGoWait = 2 * time.Second
+
 // claim keeps this process from opening a volume twice; unclaim ends that.
-func (d *disks) claim(id, identity string) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.open[identity] {
-		return busy(id, nil, "is being read or written by another job")
+func (d *disks) claim(ctx context.Context, id, identity string) error {
+	timer := time.NewTimer(letGoWait)
+	defer timer.Stop()
+	for {
+		d.mu.Lock()
+		free := d.open[identity]
+		if free == nil {
+			d.open[identity] = make(chan struct{})
+			d.mu.Unlock()
+			return nil
+		}
+		d.mu.Unlock()
+		select {
+		case <-free:
+		case <-timer.C:
+			return busy(id, nil, "is being read or written by another job")
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
 	}
-	d.open[identity] = true
-	return nil
 }
 
 func (d *disks) unclaim(identity string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	close(d.open[identity])
 	delete(d.open, identity)
 }
 

@@ -58,7 +58,7 @@ func (d *disks) acquire(ctx context.Context, p place, writing bool) (*guard, err
 		return nil, err
 	}
 	identity, _ := identityOf(&st)
-	if err := d.claim(p.id, identity); err != nil {
+	if err := d.claim(ctx, p.id, identity); err != nil {
 		return nil, err
 	}
 	g, err := guardOn(ctx, p, &st, writing)

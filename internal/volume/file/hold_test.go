@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -181,4 +182,24 @@ func FuzzRecord(f *testing.F) {
 			}
 		}
 	})
+}
+
+// Whoever comes while the one before lets go waits a moment for it.
+func TestClaimWaitsForTheOneBefore(t *testing.T) {
+	d, err := newDisks(filepath.Join(t.TempDir(), "holds"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.claim(t.Context(), "vol-A", "file:1"); err != nil {
+		t.Fatal(err)
+	}
+	got := make(chan error, 1)
+	go func() { got <- d.claim(t.Context(), "vol-A", "file:1") }()
+	d.unclaim("file:1")
+	if err := <-got; err != nil {
+		t.Fatalf("the second claim got %v", err)
+	}
+	if err := d.claim(t.Context(), "vol-A", "file:1"); !errs.Is(err, errs.Busy) {
+		t.Fatalf("a claim of what stays taken got %v, want Busy", err)
+	}
 }
