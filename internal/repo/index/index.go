@@ -75,6 +75,7 @@ const (
 // Index is an open dedup index.
 type Index struct {
 	dir       string
+	readOnly  bool
 	sortBytes int                  // of Rebuild's buffer
 	sync      func(*os.File) error // fsync; tests let it fail
 
@@ -321,10 +322,14 @@ func errContext(what string, err error) error {
 	return fmt.Errorf("%s: %w", what, full(err))
 }
 
-// alive fails once the index was closed or ctx ended; the caller holds write.
+// alive fails if the index may not be changed: it was closed, it is read-only,
+// or ctx ended. The caller holds write.
 func (x *Index) alive(ctx context.Context) error {
-	if x.closed {
+	switch {
+	case x.closed:
 		return fs.ErrClosed
+	case x.readOnly:
+		return errReadOnly
 	}
 	return ctx.Err()
 }
