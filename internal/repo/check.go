@@ -128,30 +128,34 @@ func (x *Reader) checkBytes(p Pack, header bool, blob []byte, c *Counts) error {
 		}
 		return nil
 	}
-	return x.r.sealer.Check(p, blob, func(_ pack.Entry, rec pack.Record) error {
-		if err := x.decode(rec); err != nil {
-			return err
+	return x.r.sealer.Check(p, blob, func(_ pack.Entry, rec pack.Record) error { return x.checkRecord(rec, c) })
+}
+
+// checkRecord checks that an opened record decodes, and what it holds against
+// its ids.
+func (x *Reader) checkRecord(rec pack.Record, c *Counts) error {
+	if err := x.decode(rec); err != nil {
+		return err
+	}
+	switch rec.Kind {
+	case pack.Frame:
+		c.Chunks += int64(len(rec.IDs))
+		return x.checkChunks(rec)
+	case pack.NodeRec:
+		c.Nodes++
+		return x.checkNode(rec.IDs[0])
+	case pack.Manifest:
+		if x.mans.ID(x.plain) != rec.IDs[0] {
+			return fmt.Errorf("%w: the manifest does not match its id", pack.ErrDamaged)
 		}
-		switch rec.Kind {
-		case pack.Frame:
-			c.Chunks += int64(len(rec.IDs))
-			return x.checkChunks(rec)
-		case pack.NodeRec:
-			c.Nodes++
-			return x.checkNode(rec.IDs[0])
-		case pack.Manifest:
-			if x.mans.ID(x.plain) != rec.IDs[0] {
-				return fmt.Errorf("%w: the manifest does not match its id", pack.ErrDamaged)
-			}
-			_, err := DecodeManifest(x.plain)
-			return err
-		case pack.Reloc:
-			old, _ := reloc.PackOf(rec.IDs[0])
-			_, err := x.relocation(rec, old)
-			return err
-		}
-		return nil
-	})
+		_, err := DecodeManifest(x.plain)
+		return err
+	case pack.Reloc:
+		old, _ := reloc.PackOf(rec.IDs[0])
+		_, err := x.relocation(rec, old)
+		return err
+	}
+	return nil
 }
 
 // checkFrame decodes a frame and checks its chunks.

@@ -179,21 +179,34 @@ func grow(b []byte, n int) []byte {
 	return b[:n]
 }
 
-// cipher returns the cipher of a pack's records.
+// cipher returns the cipher of a pack's records, from blob's header or, if that
+// is damaged, from another copy's: they are the same.
 func (r *Repo) cipher(ctx context.Context, p Pack, blob string) (cipher.AEAD, error) {
 	if a, ok := r.ciphers.get(p.ID); ok {
 		return a, nil
 	}
-	var b [pack.HeaderSize]byte
-	if _, err := r.store.ReadAt(ctx, blob, b[:], 0); err != nil {
-		return nil, err
+	a, err := r.unwrap(ctx, p, blob)
+	for _, other := range p.Copies() {
+		if err != nil && other != blob {
+			if b, otherErr := r.unwrap(ctx, p, other); otherErr == nil {
+				a, err = b, nil
+			}
+		}
 	}
-	a, err := r.sealer.Key(p, b[:])
 	if err != nil {
 		return nil, err
 	}
 	r.ciphers.put(p.ID, a)
 	return a, nil
+}
+
+// unwrap reads one blob's header.
+func (r *Repo) unwrap(ctx context.Context, p Pack, blob string) (cipher.AEAD, error) {
+	var b [pack.HeaderSize]byte
+	if _, err := r.store.ReadAt(ctx, blob, b[:], 0); err != nil {
+		return nil, err
+	}
+	return r.sealer.Key(p, b[:])
 }
 
 // LoadNode reads one node of a tree (tree.Loader).

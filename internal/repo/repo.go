@@ -160,12 +160,15 @@ func Open(ctx context.Context, store blobstore.Store, key Key, indexDir string) 
 	if err != nil {
 		return nil, fmt.Errorf("open the dedup index: %w", err)
 	}
-	r := &Repo{
+	return newRepo(store, h, m, idx), nil
+}
+
+func newRepo(store blobstore.Store, h *keys.Header, m keys.Master, idx *index.Index) *Repo {
+	return &Repo{
 		store: store, header: h, master: m, sealer: pack.NewSealer(h.Repo, m), idx: idx,
 		nodes: newLRU[nodeKey, *Node](nodeCacheSize), ciphers: newLRU[PackID, cipher.AEAD](keyCacheSize),
 		moves: newMoves(),
 	}
-	return r, nil
 }
 
 // openHeader tries the headers from the highest generation down to its second

@@ -38,6 +38,7 @@ func ParseFooter(id addr.PackID, tail []byte, size int64) (Footer, error) {
 
 // Entry is one record as the directory tells it.
 type Entry struct {
+	Slot     uint32
 	Off, Len uint32
 	Kind     RecordKind
 	Encoding Encoding
@@ -64,7 +65,7 @@ func parseDirectory(d []byte, f Footer) ([]Entry, error) {
 		if len(d) < dirEntryFixed {
 			return nil, damaged("the directory is cut")
 		}
-		e := Entry{Off: le.Uint32(d), Len: le.Uint32(d[4:]), Kind: RecordKind(d[8]), Encoding: Encoding(d[9]), PlainLen: int(le.Uint32(d[12:]))}
+		e := Entry{Slot: uint32(len(out)), Off: le.Uint32(d), Len: le.Uint32(d[4:]), Kind: RecordKind(d[8]), Encoding: Encoding(d[9]), PlainLen: int(le.Uint32(d[12:]))}
 		ids := int(le.Uint16(d[10:]))
 		d = d[dirEntryFixed:]
 		if ids < 1 || ids > MaxIDs || len(d) < ids*idSize || e.PlainLen > MaxPlain || e.Off != next ||
