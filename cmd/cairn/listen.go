@@ -27,7 +27,7 @@ func lockFolder(dir string) (*os.File, error) {
 	}
 	f.Close() //nolint:errcheck // nothing was written
 	if errors.Is(err, unix.EWOULDBLOCK) {
-		return nil, errs.New(errs.Busy, "another cairn server has the folder %s open; stop it first, or use another --data-dir", dir)
+		return nil, errs.New(errs.Busy, "another cairn server, or a cairn debug that ends by itself, has the folder %s open; stop it first, or use another --data-dir", dir)
 	}
 	return nil, fmt.Errorf("lock %s: %w", dir, err)
 }

@@ -25,5 +25,6 @@ func execute() int {
 	context.AfterFunc(ctx, stop)
 	root := cli.New(cli.Config{Version: version})
 	root.AddCommand(newServeCommand())
+	root.AddCommand(newDebugCommand())
 	return cli.Execute(ctx, root, os.Args[1:])
 }

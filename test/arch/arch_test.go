@@ -44,6 +44,7 @@ var rooms = map[string]room{
 	"internal/httpapi":   {imports: []string{"internal/service", "internal/chain", "internal/job"}},
 	"internal/console":   {imports: []string{"client"}},
 	"internal/cli":       {imports: []string{"client"}},
+	"internal/debug":     {imports: []string{"internal/repo", "internal/blobstore"}},
 	"client":             {},
 }
 
@@ -178,6 +179,9 @@ func TestJudge(t *testing.T) {
 		{"internal/job", "cairn/internal/service", false},
 		{"internal/cli", "cairn/client", true},
 		{"internal/cli", "cairn/internal/service", false},
+		{"internal/debug", "cairn/internal/repo", true},
+		{"internal/debug", "cairn/internal/repo/pack", false},
+		{"internal/debug", "cairn/internal/engine", false},
 		{"client", "cairn/internal/errs", false},
 		{"internal/unheard", "fmt", false},
 		{"cmd/cairn", "cairn/internal/volume/file", true},
