@@ -50,13 +50,15 @@ type fake struct {
 	panics any
 	block  chan struct{} // calls wait for it, or for their context
 	image  *image
-	feed   chan job.Job
-	page   service.SnapshotPage
-	vols   service.VolumePage
-	jobs   []job.Job
-	job    job.Job
-	plan   service.DeletePlan
-	stored []byte // what an import sent
+	// salvage is what SalvageSnapshot opens.
+	salvage *salvage
+	feed    chan job.Job
+	page    service.SnapshotPage
+	vols    service.VolumePage
+	jobs    []job.Job
+	job     job.Job
+	plan    service.DeletePlan
+	stored  []byte // what an import sent
 }
 
 var instant = time.Date(2026, 11, 23, 8, 0, 0, 987654321, time.FixedZone("east", 8*3600))
@@ -182,6 +184,10 @@ func (f *fake) RenameSnapshot(ctx context.Context, in service.Rename) (service.S
 
 func (f *fake) ExportSnapshot(ctx context.Context, zone, id string) (service.Image, error) {
 	return f.image, f.record(ctx, "ExportSnapshot", "", zone+"/"+id)
+}
+
+func (f *fake) SalvageSnapshot(ctx context.Context, zone, id string) (service.Salvage, error) {
+	return f.salvage, f.record(ctx, "SalvageSnapshot", "", zone+"/"+id)
 }
 
 func (f *fake) Volumes(ctx context.Context, in service.VolumeFilter) (service.VolumePage, error) {

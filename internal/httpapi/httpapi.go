@@ -43,6 +43,7 @@ type Service interface {
 	CreateVolumeFromSnapshot(ctx context.Context, in service.CloneSnapshot) (job.Job, error)
 	RenameSnapshot(ctx context.Context, in service.Rename) (service.Snapshot, error)
 	ExportSnapshot(ctx context.Context, zone, id string) (service.Image, error)
+	SalvageSnapshot(ctx context.Context, zone, id string) (service.Salvage, error)
 
 	Volumes(ctx context.Context, f service.VolumeFilter) (service.VolumePage, error)
 	CreateVolumes(ctx context.Context, in service.CreateVolumes) (job.Job, error)

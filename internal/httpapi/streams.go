@@ -62,6 +62,7 @@ type exportSnapshotInput struct {
 	Zoned
 	SnapshotPath
 	ExportQuery
+	Salvage string `query:"salvage" enum:"0,1" doc:"1: give what is left of a damaged point, raw, and tell what is not; the answer is multipart/mixed"`
 }
 
 func (a *api) exportVolume(ctx context.Context, in *exportVolumeInput) (*streamOutput, error) {
@@ -69,6 +70,13 @@ func (a *api) exportVolume(ctx context.Context, in *exportVolumeInput) (*streamO
 }
 
 func (a *api) exportSnapshot(ctx context.Context, in *exportSnapshotInput) (*streamOutput, error) {
+	salvage, err := flag("salvage", in.Salvage)
+	if err != nil {
+		return nil, err
+	}
+	if salvage {
+		return a.salvage(ctx, in)
+	}
 	return export(ctx, in.Zone, "snapshot_id", "ss-ABCDEFGH", in.SnapshotID, in.Format, a.service.ExportSnapshot)
 }
 
@@ -255,6 +263,7 @@ func (a *api) registerStreams() {
 	for _, path := range []string{exportVolumePath, exportSnapshotPath} {
 		paths[path].Get.Responses["200"].Content = map[string]*huma.MediaType{"application/octet-stream": {Schema: binary}}
 	}
+	a.documentSalvage()
 	paths[eventPath].Get.Responses["200"].Content = map[string]*huma.MediaType{"text/event-stream": {Schema: &huma.Schema{Type: huma.TypeString}}}
 }
 

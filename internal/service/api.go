@@ -21,6 +21,7 @@ import (
 //	CreateVolumeFromSnapshot(ctx, CloneSnapshot) (job.Job, error)
 //	RenameSnapshot(ctx, Rename) (Snapshot, error)
 //	ExportSnapshot(ctx, zone, id string) (engine.Image, error)   // Close it
+//	SalvageSnapshot(ctx, zone, id string) (engine.Salvage, error) // Close it
 //
 //	Volumes(ctx, VolumeFilter) (VolumePage, error)
 //	CreateVolumes(ctx, CreateVolumes) (job.Job, error)
@@ -157,6 +158,12 @@ type JobPage struct {
 type (
 	// Image streams a point or a volume out.
 	Image = engine.Image
+	// Salvage streams what is left of a damaged point.
+	Salvage = engine.Salvage
+	// Salvaged is what a salvage could not read.
+	Salvaged = engine.Salvaged
+	// BadRange is one range of it.
+	BadRange = engine.BadRange
 	// Format is an export's file format.
 	Format = engine.Format
 )

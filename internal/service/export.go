@@ -38,29 +38,61 @@ func (i *openImage) Close() error {
 }
 
 // ExportSnapshot opens a point for streaming. It cannot be deleted until
-// Close.
+// Close. errs.Conflict: a scrub found it damaged; see SalvageSnapshot.
 func (s *Service) ExportSnapshot(ctx context.Context, zone, id string) (engine.Image, error) {
-	ids, err := s.checkSnapshotSet(SnapshotSet{Origin: Origin{Zone: zone}, IDs: []string{id}})
+	p, free, err := s.pinPoint(ctx, zone, id, restorablePoint)
 	if err != nil {
 		return nil, err
 	}
-	holder := exportPrefix + newUUID()
-	var p Snapshot
-	err = s.store.Update(ctx, func(tx Tx) error {
-		if p, err = idlePoint(tx, zone, ids[0]); err != nil {
-			return err
-		}
-		return tx.Pin(holder, p.ID)
-	})
-	if err != nil {
-		return nil, err
-	}
-	free := func() error { return s.releaseHolder(ctx, holder) }
 	image, err := s.engine.OpenImage(ctx, p.ref())
 	if err != nil {
 		return nil, errors.Join(err, free())
 	}
 	return &openImage{Image: image, close: func() error { return errors.Join(image.Close(), free()) }}, nil
+}
+
+// openSalvage is a salvage that holds a pin until it is closed.
+type openSalvage struct {
+	engine.Salvage
+	once  sync.Once
+	close func() error
+	err   error
+}
+
+// Close may be called more than once.
+func (o *openSalvage) Close() error {
+	o.once.Do(func() { o.err = o.close() })
+	return o.err
+}
+
+// SalvageSnapshot opens a point for streaming what is left of it, damaged or
+// not. It cannot be deleted until Close. errs.Corrupt: nothing is left.
+func (s *Service) SalvageSnapshot(ctx context.Context, zone, id string) (engine.Salvage, error) {
+	p, free, err := s.pinPoint(ctx, zone, id, idlePoint)
+	if err != nil {
+		return nil, err
+	}
+	salvage, err := s.engine.OpenSalvage(ctx, p.ref())
+	if err != nil {
+		return nil, errors.Join(err, free())
+	}
+	return &openSalvage{Salvage: salvage, close: func() error { return errors.Join(salvage.Close(), free()) }}, nil
+}
+
+// pinPoint keeps a point that admit lets pass from being deleted until free.
+func (s *Service) pinPoint(ctx context.Context, zone, id string, admit func(tx Tx, zone, id string) (Snapshot, error)) (p Snapshot, free func() error, err error) {
+	ids, err := s.checkSnapshotSet(SnapshotSet{Origin: Origin{Zone: zone}, IDs: []string{id}})
+	if err != nil {
+		return p, nil, err
+	}
+	holder := exportPrefix + newUUID()
+	err = s.store.Update(ctx, func(tx Tx) error {
+		if p, err = admit(tx, zone, ids[0]); err != nil {
+			return err
+		}
+		return tx.Pin(holder, p.ID)
+	})
+	return p, func() error { return s.releaseHolder(ctx, holder) }, err
 }
 
 // releaseHolder lets go of locks and pins even if the caller's ctx has ended.

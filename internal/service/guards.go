@@ -195,7 +195,7 @@ func idlePoint(tx Tx, zone, id string) (Snapshot, error) {
 func restorablePoint(tx Tx, zone, id string) (Snapshot, error) {
 	p, err := idlePoint(tx, zone, id)
 	if err == nil && p.Damaged {
-		err = errs.New(errs.Conflict, "snapshot %s is damaged: a scrub found parts of it missing or wrong; use another snapshot", id)
+		err = errs.New(errs.Conflict, "snapshot %s is damaged: a scrub found parts of it missing or wrong; use another snapshot, or export what is left of this one with salvage", id)
 	}
 	return p, err
 }

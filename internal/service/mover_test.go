@@ -263,6 +263,33 @@ func (m *mover) OpenImage(_ context.Context, ref engine.PointRef) (engine.Image,
 	return &image{content: content}, err
 }
 
+func (m *mover) OpenSalvage(_ context.Context, ref engine.PointRef) (engine.Salvage, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	content, ok := m.blobs["point/"+ref.Snapshot+"."+ref.Pack]
+	if !ok {
+		return nil, errs.New(errs.Corrupt, "nothing of %s can be salvaged", ref.Snapshot)
+	}
+	return &salvage{content: content, damaged: m.damaged[ref.Snapshot]}, nil
+}
+
+// salvage has lost its first byte if its point is damaged.
+type salvage struct {
+	content string
+	damaged bool
+}
+
+func (s *salvage) SizeBytes() int64 { return int64(len(s.content)) }
+func (s *salvage) Close() error     { return nil }
+func (s *salvage) WriteTo(_ context.Context, w io.Writer) (engine.Salvaged, error) {
+	if !s.damaged {
+		_, err := io.WriteString(w, s.content)
+		return engine.Salvaged{}, err
+	}
+	_, err := io.WriteString(w, "\x00"+s.content[1:])
+	return engine.Salvaged{Bad: []engine.BadRange{{Length: 1, Damaged: true}}}, err
+}
+
 func (m *mover) SourceImage(_ context.Context, src volume.Source) (engine.Image, error) {
 	return &image{content: src.(*source).content, during: m.during}, nil
 }

@@ -31,6 +31,9 @@ type Engine interface {
 	// OpenImage opens a point for streaming out.
 	OpenImage(ctx context.Context, ref engine.PointRef) (engine.Image, error)
 
+	// OpenSalvage opens a point for streaming what is left of it.
+	OpenSalvage(ctx context.Context, ref engine.PointRef) (engine.Salvage, error)
+
 	// SourceImage streams a frozen volume out, like OpenImage does a point.
 	SourceImage(ctx context.Context, src volume.Source) (engine.Image, error)
 
