@@ -54,16 +54,12 @@ type Salvage interface {
 // OpenSalvage opens a point of which parts may be damaged. errs.Corrupt:
 // nothing can be had, since no copy of its manifest can be read.
 func (e *Engine) OpenSalvage(ctx context.Context, ref PointRef) (Salvage, error) {
-	pk, hash, err := ref.pack()
-	if err != nil {
-		return nil, err
-	}
-	m, err := e.r.SalvageManifest(ctx, pk, hash)
+	m, err := e.salvageManifest(ctx, ref)
 	if errs.Is(err, errs.Corrupt) {
 		return nil, errs.Wrap(errs.Corrupt, err, "nothing of %s can be salvaged: its manifest, which names its chunks, is damaged in both copies", ref.Snapshot)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read the manifest of %s: %w", ref.Snapshot, err)
+		return nil, err
 	}
 	s := &salvage{bad: badList{limit: badListed}}
 	s.image = image{size: m.SizeBytes, workers: e.workers, open: func() (content, func(), error) {
@@ -74,6 +70,19 @@ func (e *Engine) OpenSalvage(ctx context.Context, ref PointRef) (Salvage, error)
 		return &salvager{point: point{e: e, m: m, x: x}, bad: &s.bad}, x.Close, nil
 	}}
 	return s, nil
+}
+
+// salvageManifest reads a point's manifest from what is left of its copies.
+func (e *Engine) salvageManifest(ctx context.Context, ref PointRef) (*repo.Manifest, error) {
+	pk, hash, err := ref.pack()
+	if err != nil {
+		return nil, err
+	}
+	m, err := e.r.SalvageManifest(ctx, pk, hash)
+	if err != nil {
+		return nil, fmt.Errorf("read the manifest of %s: %w", ref.Snapshot, err)
+	}
+	return m, nil
 }
 
 type salvage struct {

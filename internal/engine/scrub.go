@@ -196,7 +196,7 @@ func (s *scrub) missing(ctx context.Context, packs []PackRecord) error {
 	return nil
 }
 
-// point walks one point's tree.
+// point walks one point's tree, if need be from what is left of its manifest.
 func (s *scrub) point(ctx context.Context, k *repo.Checker, ref PointRef) error {
 	m, err := s.e.manifest(ctx, ref)
 	if err != nil {
@@ -204,7 +204,9 @@ func (s *scrub) point(ctx context.Context, k *repo.Checker, ref PointRef) error 
 			return err
 		}
 		s.add(Damage{Snapshot: ref.Snapshot, What: "its manifest cannot be read: " + err.Error()})
-		return nil
+		if m, err = s.e.salvageManifest(ctx, ref); err != nil {
+			return nil //nolint:nilerr // it is reported, and nothing is known of its tree
+		}
 	}
 	_, err = s.node(ctx, k, m, m.Root.Ref, m.Root.Level, 0)
 	return err
@@ -264,8 +266,9 @@ func (s *scrub) slot(ctx context.Context, k *repo.Checker, m *repo.Manifest, ref
 		return true, nil
 	}
 	at, finding, err := k.Slot(ctx, ref)
-	if err == nil && finding == nil && s.bad[at.Pack.ID] {
-		// Something in the only copy is damaged: is it this chunk?
+	if err == nil && (finding != nil || s.bad[at.Pack.ID]) {
+		// Something in every copy is damaged, the directory perhaps, which
+		// reading does not need: is it this chunk?
 		finding, err = s.chunk(ctx, ref)
 	}
 	if err != nil || finding == nil {
