@@ -4,8 +4,8 @@
 //   - stdout holds the answer and nothing else: a table, or with -o json
 //     exactly one JSON document; progress, hints and questions go to stderr;
 //   - an error is one sentence on stderr and an exit code of the table in
-//     exit.go; stdout then stays empty, except that a job that failed is
-//     still shown;
+//     exit.go; stdout then stays empty, except that a job that failed and
+//     what a salvage saved are still shown;
 //   - a file that a command writes appears whole or not at all;
 //   - nothing asks a question unless stdin is a terminal.
 //

@@ -107,6 +107,6 @@ func exitCodesTopic() *cobra.Command {
 	for _, m := range exitMeanings {
 		fmt.Fprintf(&b, "  %3d  %s\n", m.code, m.meaning)
 	}
-	b.WriteString("\nOn an error stdout stays empty and stderr has one sentence; only a job that\nfailed is still printed.")
+	b.WriteString("\nOn an error stdout stays empty and stderr has one sentence; only a job that\nfailed, and what a salvage or cairn debug found, is still printed.")
 	return &cobra.Command{Use: "exit-codes", Short: "What the exit codes mean", Long: b.String()}
 }

@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"mime/multipart"
 	"net/http"
+	"net/textproto"
 	"slices"
 	"strconv"
 	"strings"
@@ -98,8 +100,9 @@ type proxyPage struct{}
 
 // stream is an answer that is no JSON. cut ends it early.
 type stream struct {
-	b   []byte
-	cut bool
+	b    []byte
+	cut  bool
+	kind string // Content-Type; may be empty
 }
 
 func write(w http.ResponseWriter, answer any) {
@@ -111,6 +114,9 @@ func write(w http.ResponseWriter, answer any) {
 		_, _ = io.WriteString(w, "<html>Bad Gateway</html>")
 	case stream:
 		w.Header().Set("Content-Length", strconv.Itoa(len(a.b)))
+		if a.kind != "" {
+			w.Header().Set("Content-Type", a.kind)
+		}
 		if a.cut {
 			_, _ = w.Write(a.b[:len(a.b)/2])
 			panic(http.ErrAbortHandler)
@@ -291,10 +297,35 @@ func (f *fake) export(r *http.Request) any {
 	if !ok {
 		return refuse(404, "%s does not exist", id)
 	}
+	if r.FormValue("salvage") == "1" {
+		return f.salvage(id, b)
+	}
 	if r.FormValue("format") == "qcow2" {
 		b = slices.Concat([]byte("QFI\xfb"), b)
 	}
-	return stream{b, f.cut}
+	return stream{b: b, cut: f.cut}
+}
+
+// salvage has lost three of the last seven bytes, if there is damage.
+func (f *fake) salvage(id string, b []byte) any {
+	report := client.SalvageReport{Snapshot: id, SizeBytes: int64(len(b)), BadRanges: []client.BadRange{}}
+	if f.damaged {
+		b = slices.Clone(b)
+		at := len(b) - 7
+		b[at], b[at+1], b[at+4] = 0, 0, 0
+		report.BadBytes = 3
+		report.BadRanges = []client.BadRange{
+			{Offset: int64(at), Length: 2, Cause: client.Damaged}, {Offset: int64(at + 4), Length: 1, Cause: client.Unreadable},
+		}
+	}
+	var body bytes.Buffer
+	parts := multipart.NewWriter(&body)
+	data, _ := parts.CreatePart(textproto.MIMEHeader{"Content-Length": {strconv.Itoa(len(b))}})
+	_, _ = data.Write(b)
+	list, _ := parts.CreatePart(nil)
+	_ = json.NewEncoder(list).Encode(report)
+	_ = parts.Close()
+	return stream{b: body.Bytes(), cut: f.cut, kind: "multipart/mixed; boundary=" + parts.Boundary()}
 }
 
 func (f *fake) importVolume(r *http.Request) any {

@@ -24,7 +24,7 @@ func (a *app) volumeExport() *cobra.Command {
 }
 
 func (a *app) snapshotExport() *cobra.Command {
-	return a.exportCommand("snapshot", "SNAPSHOT", "Write a snapshot's content to a file", a.completeSnapshots(1),
+	cmd := a.exportCommand("snapshot", "SNAPSHOT", "Write a snapshot's content to a file", a.completeSnapshots(1),
 		func(ctx context.Context, s *session, ref string, format client.Format) (string, *client.Export, error) {
 			id, err := s.snapshot(ctx, ref)
 			if err != nil {
@@ -33,6 +33,8 @@ func (a *app) snapshotExport() *cobra.Command {
 			e, err := s.client.ExportSnapshot(ctx, id, format)
 			return id, e, err
 		})
+	a.addSalvage(cmd)
+	return cmd
 }
 
 type opener = func(ctx context.Context, s *session, ref string, format client.Format) (id string, e *client.Export, err error)
@@ -68,7 +70,8 @@ type exported struct {
 	Bytes    int64         `json:"bytes"`
 }
 
-func (s *session) export(ctx context.Context, kind, ref string, format client.Format, to string, force bool, open opener) error {
+// checkExport refuses what cannot be right before the server begins to work.
+func (s *session) checkExport(format client.Format, to string, force bool) error {
 	switch {
 	case to == "":
 		return s.usage("--to FILE is needed; --to - writes to stdout")
@@ -78,27 +81,22 @@ func (s *session) export(ctx context.Context, kind, ref string, format client.Fo
 		return s.usage("-o json and --to - cannot both have stdout")
 	case to == "-" && isTerminal(s.Out):
 		return s.usage("stdout is a terminal, which cannot hold a volume: use --to FILE or a pipe")
+	case to == "-":
+		return nil
 	}
-	if to != "-" {
-		// Before the server begins to work.
-		if err := checkDestination(to, force); err != nil {
-			return err
-		}
+	return checkDestination(to, force)
+}
+
+func (s *session) export(ctx context.Context, kind, ref string, format client.Format, to string, force bool, open opener) error {
+	if err := s.checkExport(format, to, force); err != nil {
+		return err
 	}
 	id, stream, err := open(ctx, s, ref, format)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = stream.Close() }() // what was read is judged below
-	m := s.newMeter("export " + id)
-	source := &metered{r: stream, m: m, total: max(stream.SizeBytes, 0)}
-	var n int64
-	if to == "-" {
-		n, err = io.CopyBuffer(writerOnly{s.Out}, source, make([]byte, copyBuffer))
-	} else {
-		n, err = saveSparse(source, to, force)
-	}
-	m.stop(err == nil)
+	n, err := s.save(stream, stream.SizeBytes, "export "+id, to, force)
 	if err != nil || to == "-" {
 		return err
 	}
@@ -112,6 +110,19 @@ func (s *session) export(ctx context.Context, kind, ref string, format client.Fo
 		return s.printJSON(doc)
 	}
 	return s.printPairs([]pair{{kind, id}, {"format", string(format)}, {"file", to}, {"size", exactBytes(n)}})
+}
+
+// save writes a stream to a file, or to stdout if to is "-".
+func (s *session) save(r io.Reader, size int64, what, to string, force bool) (n int64, err error) {
+	m := s.newMeter(what)
+	source := &metered{r: r, m: m, total: max(size, 0)}
+	if to == "-" {
+		n, err = io.CopyBuffer(writerOnly{s.Out}, source, make([]byte, copyBuffer))
+	} else {
+		n, err = saveSparse(source, to, force)
+	}
+	m.stop(err == nil)
+	return n, err
 }
 
 // writerOnly hides ReadFrom, which would ignore the buffer.
