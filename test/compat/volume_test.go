@@ -133,4 +133,8 @@ func (r *registry) RegisterPack(_ context.Context, p engine.PackRecord) error {
 
 func (r *registry) SessionPacks(context.Context) ([]engine.PackRecord, error) { return nil, nil }
 
+func (r *registry) DropPacks(context.Context, []string) error { return nil }
+
 func (r *registry) ForgetPacks(context.Context, []string) error { return nil }
+
+func (r *registry) PackUsable(context.Context, string) (bool, error) { return true, nil }

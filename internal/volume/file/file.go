@@ -88,7 +88,7 @@ func (d *disks) Size(ctx context.Context, s volume.Spec) (int64, error) {
 // letGoWait is how long a claim waits for the one before. A job shows as ended
 // a moment before it lets go of its volumes, and whoever saw that and comes next
 // must not be told that the volume is busy.
-const letGoWait = 2 * time.Second
+const letGoWait = 500 * time.Millisecond
 
 // claim keeps this process from opening a volume twice; unclaim ends that.
 func (d *disks) claim(ctx context.Context, id, identity string) error {
