@@ -35,7 +35,7 @@ const shutdownGrace = 5 * time.Second
 type serveConfig struct {
 	dataDir   string
 	listen    string
-	keyFile   string
+	key       keySource
 	zones     []string
 	workers   int
 	jobs      int
@@ -57,7 +57,8 @@ func newServeCommand() *cobra.Command {
   cairn.db      the metadata database (SQLite)
   repo/         the repository: every point, deduplicated, compressed, encrypted
   repo.key      the key of the repository. Copy it away: without it nothing can
-                be read, and whoever has it can read everything
+                be read, and whoever has it can read everything. cairn key adds
+                passphrases, further key files and a recovery key
   volumes/      managed volumes
   index/        dedup index, an accelerator that may be lost
   cairn.sock    the same API for this machine's owner of DIR; only there may
@@ -75,7 +76,7 @@ on SIGTERM or Ctrl-C; jobs that were running go on after the next start.`,
 	f := cmd.Flags()
 	f.StringVar(&c.dataDir, "data-dir", "", "folder that holds everything (made if it is not there)")
 	f.StringVar(&c.listen, "listen", "127.0.0.1:7480", "loopback address and port of the API; empty: the unix socket only")
-	f.StringVar(&c.keyFile, "key-file", "", "key file of the repository (default DIR/repo.key)")
+	c.key.addFlags(cmd)
 	f.StringSliceVar(&c.zones, "zone", []string{"ac1"}, "zones that the API knows")
 	f.IntVar(&c.workers, "workers", 0, "goroutines of one job that hash and compress (default one per core)")
 	f.IntVar(&c.jobs, "jobs", 2, "jobs that run at once")
@@ -198,11 +199,11 @@ func (c serveConfig) open(ctx context.Context, dir string, log *slog.Logger) (sv
 	}
 	opened(store)
 	room := &space{dir: dir, path: filepath.Join(dir, "index", "reserve"), reserve: c.reserve << 20, low: c.lowSpace << 20, log: log}
-	keyFile := c.keyFile
-	if keyFile == "" {
-		keyFile = filepath.Join(dir, "repo.key")
+	source, err := c.key.in(dir, os.Getenv)
+	if err != nil {
+		return nil, closers, err
 	}
-	key, err := openKey(ctx, keyFile, store, log)
+	key, err := openKey(ctx, source, store, log)
 	if err != nil {
 		return nil, closers, err
 	}

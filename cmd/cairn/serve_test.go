@@ -34,28 +34,12 @@ func TestListenRefusesWhatOthersReach(t *testing.T) {
 	}
 }
 
-func TestOneServerForOneFolder(t *testing.T) {
-	dir := t.TempDir()
-	lock, err := lockFolder(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := lockFolder(dir); !errs.Is(err, errs.Busy) {
-		t.Errorf("a second server: %v", err)
-	}
-	lock.Close()
-	again, err := lockFolder(dir)
-	if err != nil {
-		t.Fatalf("after the first one's end: %v", err)
-	}
-	again.Close()
-}
-
 func TestKeyFile(t *testing.T) {
 	ctx, log := t.Context(), slog.New(slog.DiscardHandler)
 	path := filepath.Join(t.TempDir(), "repo.key")
+	src := keySource{keyFile: path}
 	store := mem.New()
-	key, err := openKey(ctx, path, store, log)
+	key, err := openKey(ctx, src, store, log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -63,12 +47,12 @@ func TestKeyFile(t *testing.T) {
 	if err != nil || info.Mode().Perm() != 0o600 {
 		t.Fatalf("%v, %v", info.Mode(), err)
 	}
-	if again, err := openKey(ctx, path, store, log); err != nil || again != key {
+	if again, err := openKey(ctx, src, store, log); err != nil || again != key {
 		t.Errorf("the second start: %v", err)
 	}
 	// A crash between key and repository: the key is used.
 	empty := mem.New()
-	if again, err := openKey(ctx, path, empty, log); err != nil || again != key {
+	if again, err := openKey(ctx, src, empty, log); err != nil || again != key {
 		t.Errorf("a key without a repository: %v", err)
 	}
 	if _, err := repo.Open(ctx, empty, key, t.TempDir()); err != nil {
@@ -77,13 +61,13 @@ func TestKeyFile(t *testing.T) {
 	if err := os.WriteFile(path, []byte("not a key"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := openKey(ctx, path, store, log); !errs.Is(err, errs.Invalid) {
+	if _, err := openKey(ctx, src, store, log); !errs.Is(err, errs.Invalid) {
 		t.Errorf("a damaged key file: %v", err)
 	}
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := openKey(ctx, path, store, log); !errs.Is(err, errs.NotFound) || !strings.Contains(err.Error(), "put your copy back") {
+	if _, err := openKey(ctx, src, store, log); !errs.Is(err, errs.NotFound) || !strings.Contains(err.Error(), "put your copy back") {
 		t.Errorf("a lost key file: %v", err)
 	}
 	if _, err := os.Stat(path); err == nil {

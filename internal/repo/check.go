@@ -32,7 +32,7 @@ func (r *Repo) BlobBytes(ctx context.Context, p Pack) (int64, error) {
 // ParseBlob tells what a blob's name stands for. ok=false: no blob of a
 // repository has that name. header: a header, whose pack is empty.
 func ParseBlob(name string) (p Pack, header, ok bool) {
-	if strings.HasPrefix(name, "header/") {
+	if _, ok := parseHeaderName(name); ok {
 		return Pack{}, true, true
 	}
 	dir, rest, _ := strings.Cut(name, "/")
@@ -113,7 +113,7 @@ func (x *Reader) CheckBlob(ctx context.Context, info blobstore.Info) (c Counts, 
 	}
 	if err == nil {
 		c.Bytes = int64(len(blob))
-		err = x.checkBytes(p, header, blob, &c)
+		err = x.checkBytes(info.Name, p, header, blob, &c)
 	}
 	if err != nil && !isDamage(err) {
 		return c, nil, err
@@ -121,9 +121,9 @@ func (x *Reader) CheckBlob(ctx context.Context, info blobstore.Info) (c Counts, 
 	return c, err, nil
 }
 
-func (x *Reader) checkBytes(p Pack, header bool, blob []byte, c *Counts) error {
+func (x *Reader) checkBytes(name string, p Pack, header bool, blob []byte, c *Counts) error {
 	if header {
-		if err := x.r.header.Verify(x.r.master, blob); err != nil {
+		if err := verifyHeader(x.r.header, x.r.master, name, blob); err != nil {
 			return fmt.Errorf("%w: %w", pack.ErrDamaged, err)
 		}
 		return nil

@@ -14,8 +14,6 @@ import (
 	"crypto/cipher"
 	"errors"
 	"fmt"
-	"sort"
-	"strings"
 	"sync"
 	"time"
 
@@ -46,6 +44,8 @@ type (
 	Node = tree.Node
 	// Key is the content of a key file.
 	Key = keys.File
+	// Opener is what opens a key slot: a Key, Passphrase or RecoveryKey.
+	Opener = keys.Opener
 	// Blob is a stored blob's name and size.
 	Blob = blobstore.Info
 )
@@ -101,59 +101,57 @@ func NewKey() Key {
 	return keys.NewFile(id)
 }
 
-// ParseKey reads a key file's text.
-func ParseKey(text string) (Key, error) { return keys.ParseFile(text) }
+// ParseKey reads a key file's text, or a recovery key that was typed into it.
+func ParseKey(text string) (Opener, error) { return keys.ParseKey(text) }
 
-// Exists reports whether the store holds a repository's header.
-func Exists(ctx context.Context, store blobstore.Store) (bool, error) {
-	names, err := headerNames(ctx, store)
-	return len(names) > 0, err
-}
-
-// Init makes a repository for the key. errs.Exists: one is there already.
+// Init makes a repository that the key, a Key or a Passphrase, opens.
+// errs.Exists: one is there already.
 // The key must be durable in the operator's hands before: a crash in between
 // leaves a key without a repository, never the other way round.
-func Init(ctx context.Context, store blobstore.Store, key Key, now time.Time) error {
+func Init(ctx context.Context, store blobstore.Store, key Opener, now time.Time) error {
 	if have, err := Exists(ctx, store); err != nil {
 		return err
 	} else if have {
-		return errs.New(errs.Exists, "a repository is there already; open it with its key file")
+		return errs.New(errs.Exists, "a repository is there already; open it with its key")
+	}
+	var id PackID
+	switch k := key.(type) {
+	case Key:
+		id = k.Repo
+	case Passphrase:
+		keys.Random(id[:])
+	default:
+		return errs.New(errs.Invalid, "a repository is made with a key file or a passphrase, not with %s; name another key", key)
 	}
 	m := keys.NewMaster()
-	h := keys.NewHeader(m, key, now)
-	b := h.Encode(m)
-	for _, suffix := range []string{".a", ".b"} {
-		if err := store.Put(ctx, headerName(h.Generation)+suffix, b); err != nil {
-			return fmt.Errorf("write the repository header: %w", err)
-		}
-	}
-	return nil
+	return putHeader(ctx, store, keys.NewHeader(m, id, key, now), m)
 }
 
-func headerName(generation uint64) string { return fmt.Sprintf("header/%016x", generation) }
-
-func headerNames(ctx context.Context, store blobstore.Store) ([]string, error) {
-	var names []string
-	err := store.List(ctx, "header/", func(i blobstore.Info) error {
-		names = append(names, i.Name)
-		return nil
-	})
-	if err != nil {
-		return nil, fmt.Errorf("list the repository headers: %w", err)
+// Exists reports whether the store holds a repository, in whatever state.
+// errs.NotFound: it holds blobs whose header is lost, which must not get a new
+// one that opens none of them.
+func Exists(ctx context.Context, store blobstore.Store) (bool, error) {
+	exists, err := anyBlob(ctx, store, "header/")
+	if err != nil || exists {
+		return exists, err
 	}
-	return names, nil
+	orphans, err := anyBlob(ctx, store, "")
+	if err == nil && orphans {
+		err = errs.New(errs.NotFound, "the repository's header is lost, and without it nothing can be read; put header/ back from a copy of the repository")
+	}
+	return false, err
 }
 
 // Open opens the repository with its key. indexDir holds the dedup index,
 // which may be lost at any time. Errors: errs.NotFound (no repository),
 // errs.Denied (wrong key), errs.Corrupt (both header copies damaged),
 // errs.Conflict (unknown version).
-func Open(ctx context.Context, store blobstore.Store, key Key, indexDir string) (*Repo, error) {
+func Open(ctx context.Context, store blobstore.Store, key Opener, indexDir string) (*Repo, error) {
 	h, m, err := openHeader(ctx, store, key)
 	if err != nil {
 		return nil, err
 	}
-	if err := completeHeader(ctx, store, h, m); err != nil {
+	if err := settleHeader(ctx, store, h, m); err != nil {
 		return nil, err
 	}
 	idx, err := index.Open(indexDir)
@@ -169,56 +167,6 @@ func newRepo(store blobstore.Store, h *keys.Header, m keys.Master, idx *index.In
 		nodes: newLRU[nodeKey, *Node](nodeCacheSize), ciphers: newLRU[PackID, cipher.AEAD](keyCacheSize),
 		moves: newMoves(),
 	}
-}
-
-// openHeader tries the headers from the highest generation down to its second
-// copy, and never an older generation: that would bring old key slots back.
-func openHeader(ctx context.Context, store blobstore.Store, key Key) (*keys.Header, keys.Master, error) {
-	var none keys.Master
-	names, err := headerNames(ctx, store)
-	if err != nil {
-		return nil, none, err
-	}
-	if len(names) == 0 {
-		return nil, none, errs.New(errs.NotFound, "there is no repository; start with an empty folder or put the repository back")
-	}
-	sort.Sort(sort.Reverse(sort.StringSlice(names)))
-	newest, _, _ := strings.Cut(names[0], ".")
-	var all []error
-	for i := len(names) - 1; i >= 0; i-- {
-		if g, _, _ := strings.Cut(names[i], "."); g != newest {
-			continue
-		}
-		b, err := readSmall(ctx, store, names[i], blobHeaderMax)
-		if err == nil {
-			var h *keys.Header
-			var m keys.Master
-			if h, m, err = keys.Decode(b, key); err == nil {
-				return h, m, nil
-			}
-			if !errs.Is(err, errs.Corrupt) {
-				return nil, none, err
-			}
-		}
-		all = append(all, fmt.Errorf("%s: %w", names[i], err))
-	}
-	return nil, none, errs.Wrap(errs.Corrupt, errors.Join(all...), "the repository header cannot be read in any copy; put header/ back from a copy of the repository")
-}
-
-// completeHeader writes the header's copy that a crash in Init, or a lost
-// file, left out. A damaged copy is scrub's to report, not ours to hide.
-func completeHeader(ctx context.Context, store blobstore.Store, h *keys.Header, m keys.Master) error {
-	for _, suffix := range []string{".a", ".b"} {
-		name := headerName(h.Generation) + suffix
-		_, err := store.Stat(ctx, name)
-		if errors.Is(err, blobstore.ErrNotFound) {
-			err = store.Put(ctx, name, h.Encode(m))
-		}
-		if err != nil {
-			return fmt.Errorf("complete the repository header: %w", err)
-		}
-	}
-	return nil
 }
 
 // readSmall reads a blob whole, if it is at most limit bytes long.
@@ -239,12 +187,16 @@ func readSmall(ctx context.Context, store blobstore.Store, name string, limit in
 
 // HasPoints reports whether any point pack is stored, committed or not.
 func (r *Repo) HasPoints(ctx context.Context) (bool, error) {
+	return anyBlob(ctx, r.store, "point/")
+}
+
+func anyBlob(ctx context.Context, store blobstore.Store, prefix string) (bool, error) {
 	found := errors.New("found")
-	err := r.store.List(ctx, "point/", func(Blob) error { return found })
+	err := store.List(ctx, prefix, func(Blob) error { return found })
 	if err == nil || errors.Is(err, found) {
 		return err != nil, nil
 	}
-	return false, fmt.Errorf("look for points: %w", err)
+	return false, fmt.Errorf("look for blobs under %q: %w", prefix, err)
 }
 
 // RepoID names the repository.

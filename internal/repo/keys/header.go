@@ -17,16 +17,15 @@ type Header struct {
 	Repo       addr.PackID
 	Generation uint64
 	Created    time.Time
-	slots      [][slotSize]byte
+	slots      []slot
+	opened     int // index of the slot that the key opened
 }
 
 const (
 	version    = 1
 	fixedSize  = 48
-	slotSize   = 144
 	tailSize   = 64
 	maxSlots   = 64
-	slotFile   = 1
 	fanoutLog  = 5
 	cipherGCM  = 1
 	hashBlake3 = 1
@@ -34,34 +33,11 @@ const (
 
 var magic = []byte("CAIRNHDR")
 
-// NewHeader makes generation 1 of a repository's header with one slot, opened
-// by the key file f.
-func NewHeader(m Master, f File, now time.Time) *Header {
-	h := &Header{Repo: f.Repo, Generation: 1, Created: now.UTC().Truncate(time.Microsecond)}
-	h.slots = append(h.slots, sealFileSlot(m, f))
+// NewHeader makes generation 1 of a repository's header with one slot.
+func NewHeader(m Master, repo addr.PackID, o Opener, now time.Time) *Header {
+	h := &Header{Repo: repo, Generation: 1, Created: now.UTC().Truncate(time.Microsecond)}
+	h.slots = append(h.slots, sealSlot(m, repo, o, now))
 	return h
-}
-
-func sealFileSlot(m Master, f File) (s [slotSize]byte) {
-	s[0] = slotFile
-	Random(s[16:44]) // salt and nonce
-	secret := append(append([]byte(nil), m.id[:]...), m.enc[:]...)
-	aad := append(append([]byte(nil), f.Repo[:]...), s[:32]...)
-	AEAD(f.slotKey(s[16:32])).Seal(s[48:48], s[32:44], secret, aad)
-	Random(s[128:])
-	return s
-}
-
-func openFileSlot(s *[slotSize]byte, f File) (Master, bool) {
-	var m Master
-	aad := append(append([]byte(nil), f.Repo[:]...), s[:32]...)
-	secret, err := AEAD(f.slotKey(s[16:32])).Open(nil, s[32:44], s[48:128], aad)
-	if err != nil {
-		return m, false
-	}
-	copy(m.id[:], secret[:32])
-	copy(m.enc[:], secret[32:])
-	return m, true
 }
 
 // Encode gives the header's bytes.
@@ -88,32 +64,45 @@ func macHeader(m Master, b []byte) addr.ID {
 	return newHasher("cairn v1 header mac", m.enc[:]).ID(b)
 }
 
-// Decode reads a header and opens it with the key file. A damaged header is
-// errs.Corrupt, an unknown version errs.Conflict, a wrong key errs.Denied.
-func Decode(b []byte, f File) (*Header, Master, error) {
+// Decode reads a header and opens it. A damaged header is errs.Corrupt, an
+// unknown version errs.Conflict, a wrong key errs.Denied.
+func Decode(b []byte, o Opener) (*Header, Master, error) {
 	var none Master
-	h, err := parse(b)
+	h, err := Peek(b)
 	if err != nil {
 		return nil, none, err
 	}
-	if h.Repo != f.Repo {
-		return nil, none, errs.New(errs.Denied, "the key file belongs to repository %s, but this is repository %s; use the key file that was made with it", f.Repo, h.Repo)
+	if err := o.admit(h.Repo); err != nil {
+		return nil, none, err
 	}
+	i, m, ok := h.open(o)
+	if !ok {
+		return nil, none, errs.New(errs.Denied, "%s does not open repository %s; cairn key list shows what does", o, h.Repo)
+	}
+	h.opened = i
+	want := macHeader(m, b[:len(b)-tailSize])
+	if !bytes.Equal(want[:], b[len(b)-tailSize:len(b)-32]) {
+		return nil, none, corrupt("its mac is wrong")
+	}
+	return h, m, nil
+}
+
+// open tries the slots that o may open.
+func (h *Header) open(o Opener) (i int, m Master, ok bool) {
+	passphrases := 0
 	for i := range h.slots {
-		if h.slots[i][0] != slotFile {
+		s := &h.slots[i]
+		if s.kind() == PassphraseSlot {
+			passphrases++
+		}
+		if s.kind() != o.kind() || !s.usable() || passphrases > maxPassphrases {
 			continue
 		}
-		m, ok := openFileSlot(&h.slots[i], f)
-		if !ok {
-			continue
+		if m, ok := s.open(h.Repo, o); ok {
+			return i, m, true
 		}
-		want := macHeader(m, b[:len(b)-tailSize])
-		if !bytes.Equal(want[:], b[len(b)-tailSize:len(b)-32]) {
-			return nil, none, corrupt("its mac is wrong")
-		}
-		return h, m, nil
 	}
-	return nil, none, errWrongKey(h.Repo)
+	return 0, m, false
 }
 
 func corrupt(why string) error {
@@ -121,8 +110,9 @@ func corrupt(why string) error {
 		"the repository header is damaged; its second copy or your own copy of the repository is needed")
 }
 
-// parse reads the plain part of a header and checks its checksum.
-func parse(b []byte) (*Header, error) {
+// Peek reads the plain part of a header. Its checksum tells damage from whole;
+// only Decode and Verify tell who wrote it.
+func Peek(b []byte) (*Header, error) {
 	le := binary.LittleEndian
 	if len(b) < fixedSize+tailSize || !bytes.Equal(b[:8], magic) {
 		return nil, corrupt("no magic")
@@ -144,21 +134,34 @@ func parse(b []byte) (*Header, error) {
 	h := &Header{Generation: le.Uint64(b[32:]), Created: time.UnixMicro(int64(le.Uint64(b[40:]))).UTC()}
 	copy(h.Repo[:], b[16:32])
 	for i := range n {
-		h.slots = append(h.slots, [slotSize]byte(b[fixedSize+i*slotSize:]))
+		s := slot(b[fixedSize+i*slotSize:])
+		if !s.reservedZero() {
+			return nil, corrupt("reserved bytes of a key slot are set")
+		}
+		h.slots = append(h.slots, s)
 	}
 	return h, nil
 }
 
-// Verify checks another copy of this header: whole, of this repository, and
-// written by one who knows the master secret.
-func (h *Header) Verify(m Master, b []byte) error {
-	o, err := parse(b)
+// Verify checks another header of this repository: whole, of the generation
+// that its name says, and written by one who knows the master secret.
+func (h *Header) Verify(m Master, generation uint64, b []byte) error {
+	o, err := Peek(b)
 	if err != nil {
 		return err
 	}
 	mac := macHeader(m, b[:len(b)-tailSize])
 	if o.Repo != h.Repo || !bytes.Equal(mac[:], b[len(b)-tailSize:len(b)-32]) {
 		return corrupt("its mac is wrong")
+	}
+	return o.CheckGeneration(generation)
+}
+
+// CheckGeneration refuses a header under another one's name: an old header
+// must not come back as the newest.
+func (h *Header) CheckGeneration(named uint64) error {
+	if h.Generation != named {
+		return corrupt(fmt.Sprintf("it is of generation %d, its name says %d", h.Generation, named))
 	}
 	return nil
 }

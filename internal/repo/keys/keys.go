@@ -1,6 +1,6 @@
 // Package keys holds a repository's secrets: the master secret, what is
-// derived from it, the key file, and the header whose slots wrap it
-// (FORMAT.md §2, §3).
+// derived from it, the header whose slots wrap it, and what opens a slot: key
+// file, passphrase, recovery key (FORMAT.md §2, §3).
 //
 // Invariants:
 //   - secrets come from crypto/rand and are never printed, logged or put in
@@ -78,7 +78,6 @@ func (m Master) Chunks() *Hasher { return newHasher("cairn v1 chunk id", m.id[:]
 func (m Master) Nodes() *Hasher { return newHasher("cairn v1 node id", m.id[:]) }
 
 // Manifests makes the Hasher for manifests.
-// Manifests makes the Hasher for manifests.
 func (m Master) Manifests() *Hasher { return newHasher("cairn v1 manifest id", m.id[:]) }
 
 // PackWrap is the cipher that wraps pack keys.
@@ -147,14 +146,21 @@ func ParseFile(text string) (File, error) {
 	return f, nil
 }
 
-func (f File) slotKey(salt []byte) []byte {
-	k := derive("cairn v1 key file slot", append(append([]byte(nil), f.Key[:]...), salt...))
-	return k[:]
+// String keeps the key out of logs and errors.
+func (f File) String() string { return "the key file" }
+
+func (f File) kind() SlotKind { return KeyFileSlot }
+
+func (f File) admit(repo addr.PackID) error {
+	if f.Repo != repo {
+		return errs.New(errs.Denied, "the key file belongs to repository %s, but this is repository %s; use a key that was made for it", f.Repo, repo)
+	}
+	return nil
 }
 
-// errWrongKey says that no slot opens with what the caller has.
-func errWrongKey(repo addr.PackID) error {
-	return errs.New(errs.Denied, "the key does not open repository %s; use the key file that was made with it", repo)
+func (f File) slotKey(s *slot) []byte {
+	k := derive("cairn v1 key file slot", append(f.Key[:], s.salt()...))
+	return k[:]
 }
 
 var errHeader = fmt.Errorf("the repository header fails its checks")

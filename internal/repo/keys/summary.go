@@ -1,8 +1,6 @@
 package keys
 
 import (
-	"encoding/hex"
-	"fmt"
 	"time"
 
 	"cairn/internal/repo/addr"
@@ -25,20 +23,13 @@ type SlotSummary struct {
 // Summarize reads a header's plain part and checks its checksum. Whether its
 // writer knew the master secret only Decode or Verify can tell.
 func Summarize(b []byte) (Summary, error) {
-	h, err := parse(b)
+	h, err := Peek(b)
 	if err != nil {
 		return Summary{}, err
 	}
 	s := Summary{Repo: h.Repo, Generation: h.Generation, Created: h.Created}
-	for i := range h.slots {
-		slot := SlotSummary{Kind: fmt.Sprintf("unknown kind %d", h.slots[i][0]), ID: hex.EncodeToString(h.slots[i][128:144])}
-		switch h.slots[i][0] {
-		case slotFile:
-			slot.Kind = "key file"
-		case 2: // FORMAT.md §3
-			slot.Kind = "passphrase"
-		}
-		s.Slots = append(s.Slots, slot)
+	for _, slot := range h.Slots() {
+		s.Slots = append(s.Slots, SlotSummary{Kind: slot.Kind.String(), ID: slot.ID.String()})
 	}
 	return s, nil
 }
