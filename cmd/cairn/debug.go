@@ -22,7 +22,7 @@ import (
 // debugConfig is what all commands of `cairn debug` can be told.
 type debugConfig struct {
 	dataDir string
-	keyFile string
+	key     keySource
 }
 
 func newDebugCommand() *cobra.Command {
@@ -53,7 +53,8 @@ No keys are shown, and no content of volumes. Names of points are.`,
 	}
 	f := cmd.PersistentFlags()
 	f.StringVar(&c.dataDir, "data-dir", "", "folder that holds everything")
-	f.StringVar(&c.keyFile, "key-file", "", "key file of the repository (default DIR/repo.key)")
+	c.key.addFlags(cmd)
+	f.AddFlagSet(cmd.Flags()) // for the commands below, too
 	cmd.AddCommand(c.overview(), c.blobs(), c.manifest(), c.tree(), c.pack(), c.index(), c.why())
 	return cmd
 }
@@ -112,13 +113,13 @@ func (c *debugConfig) run(cmd *cobra.Command, do func(*debug.Inspector) error) e
 
 // openRepo needs the key; commands that can do without go on with the error.
 func (c *debugConfig) openRepo(ctx context.Context, dir string, store file.ReadOnly) (*repo.Repo, error) {
-	path := c.keyFile
-	if path == "" {
-		path = filepath.Join(dir, "repo.key")
+	source, err := c.key.in(dir, os.Getenv)
+	if err != nil {
+		return nil, err
 	}
-	key, err := readKey(path, slog.New(slog.DiscardHandler))
+	key, err := source.read(slog.New(slog.DiscardHandler))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, errs.New(errs.NotFound, "the key file %s is missing and the repository cannot be read without it; name your copy with --key-file", path)
+		return nil, errs.New(errs.NotFound, "the key file %s is missing and the repository cannot be read without it; name your copy with --key-file", source.keyFile)
 	}
 	if err != nil {
 		return nil, err

@@ -6,31 +6,10 @@ import (
 	"io/fs"
 	"net"
 	"os"
-	"path/filepath"
 	"syscall"
-
-	"golang.org/x/sys/unix"
 
 	"cairn/internal/errs"
 )
-
-// lockFolder takes DIR for this process alone. The kernel lets go of it when
-// the process ends, however it ends.
-func lockFolder(dir string) (*os.File, error) {
-	f, err := os.OpenFile(filepath.Join(dir, "cairn.lock"), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("open the lock file: %w", err)
-	}
-	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	if err == nil {
-		return f, nil
-	}
-	f.Close() //nolint:errcheck // nothing was written
-	if errors.Is(err, unix.EWOULDBLOCK) {
-		return nil, errs.New(errs.Busy, "another cairn server, or a cairn debug that ends by itself, has the folder %s open; stop it first, or use another --data-dir", dir)
-	}
-	return nil, fmt.Errorf("lock %s: %w", dir, err)
-}
 
 // listenTCP listens on a loopback address; others are refused as long as there
 // are no accounts.

@@ -142,7 +142,11 @@ func serve(ctx context.Context, c serveConfig, logTo io.Writer) error {
 	if err != nil {
 		return err
 	}
-	defer lock.Close() //nolint:errcheck // ends the lock
+	defer func() {
+		if err := lock.Close(); err != nil {
+			log.Error("give the folder back", "err", err)
+		}
+	}()
 	listeners, err := c.listeners(dir)
 	if err != nil {
 		return err

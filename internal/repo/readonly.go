@@ -19,7 +19,7 @@ import (
 // beside a process that writes, and with a store that refuses Put. An index
 // that is damaged or missing is told by IndexDropped and is no error. The
 // errors are Open's. Methods that write fail.
-func OpenReadOnly(ctx context.Context, store blobstore.Store, key Key, indexDir string) (*Repo, error) {
+func OpenReadOnly(ctx context.Context, store blobstore.Store, key Opener, indexDir string) (*Repo, error) {
 	h, m, err := openHeader(ctx, store, key)
 	if err != nil {
 		return nil, err
