@@ -26,5 +26,7 @@ func execute() int {
 	root := cli.New(cli.Config{Version: version})
 	root.AddCommand(newServeCommand())
 	root.AddCommand(newDebugCommand())
+	root.AddCommand(newKeyCommand())
+	addRepoCommands(root)
 	return cli.Execute(ctx, root, os.Args[1:])
 }
