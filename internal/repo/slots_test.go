@@ -190,6 +190,9 @@ func TestSlotChangeCrashes(t *testing.T) {
 				if !errors.Is(err, faulty.ErrInjected) {
 					t.Fatalf("%s, operation %d: %v", c.name, n, err)
 				}
+				if n := len(headerBlobs(t, store)); n < 2 {
+					t.Fatalf("%d header blobs are left", n)
+				}
 				cases += c.crashWhileSettling(t, store)
 				c.settled(t, store)
 				if !c.inEffect(t, store) {
