@@ -55,9 +55,11 @@ func newRig(t *testing.T) *rig {
 		t.Fatal(err)
 	}
 	r.text = strings.TrimSpace(string(b))
-	if r.key, err = repo.ParseKey(r.text); err != nil {
+	key, err := repo.ParseKey(r.text)
+	if err != nil {
 		t.Fatal(err)
 	}
+	r.key = key.(repo.Key)
 	return r
 }
 
