@@ -59,38 +59,47 @@ func (wk *worker) hash(ctx context.Context, win *window) (*hashed, error) {
 	return h, wk.store(ctx, win, h, &mine, fresh)
 }
 
-// store puts new chunks into frames of neighbours.
+// store puts new chunks into frames of neighbours, all of a window together.
 func (wk *worker) store(ctx context.Context, win *window, h *hashed, mine *[fanout]*repo.Claim, fresh []int) error {
-	for len(fresh) > 0 {
-		n := min(len(fresh), repo.FrameChunks)
-		group := fresh[:n]
-		fresh = fresh[n:]
+	wk.gather = wk.gather[:0]
+	for left := fresh; len(left) > 0; {
+		n := min(len(left), repo.FrameChunks)
+		group := left[:n]
+		left = left[n:]
 		ids := make([]repo.ID, n)
 		for k, i := range group {
 			ids[k] = h.slots[i].ID
 		}
-		place, err := wk.frames.Add(ctx, wk.c.w, ids, wk.plain(win, group))
+		place, err := wk.frames.Add(ids, wk.plain(win, group))
 		if err != nil {
 			return err
 		}
 		for k, i := range group {
-			mine[i].Place, mine[i].Sub = place, uint8(k)
 			h.slots[i].Late, h.slots[i].Sub = place, uint8(k)
 		}
+	}
+	if len(fresh) == 0 {
+		return nil
+	}
+	if err := wk.frames.Store(ctx, wk.c.w); err != nil {
+		return err
+	}
+	for _, i := range fresh {
+		mine[i].Place, mine[i].Sub = h.slots[i].Late, h.slots[i].Sub
 	}
 	return nil
 }
 
 // plain is the bytes of a group of chunks, copied only if they do not lie
-// side by side.
+// side by side. It is valid as long as the window.
 func (wk *worker) plain(win *window, group []int) []byte {
 	first, last := group[0], group[len(group)-1]
 	if last-first == len(group)-1 {
 		return win.buf[first*chunkSize : (last+1)*chunkSize]
 	}
-	wk.gather = wk.gather[:0]
+	at := len(wk.gather)
 	for _, i := range group {
 		wk.gather = append(wk.gather, win.buf[i*chunkSize:(i+1)*chunkSize]...)
 	}
-	return wk.gather
+	return wk.gather[at:]
 }

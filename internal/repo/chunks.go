@@ -25,9 +25,10 @@ const FrameChunks = 4
 // Frames compresses chunks and proves the result before it is stored. One
 // goroutine.
 type Frames struct {
-	codec   codec.Codec
-	encoded []byte
-	check   []byte
+	codec codec.Codec
+	room  []byte // encoded bytes of frames
+	check []byte
+	made  []*frame
 }
 
 // NewFrames makes a frame maker. Close it.
@@ -36,30 +37,37 @@ func NewFrames() (*Frames, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Frames{codec: c}, nil
+	return &Frames{codec: c, room: make([]byte, 0, Fanout*ChunkSize)}, nil
 }
 
 // Close gives memory back.
 func (f *Frames) Close() { f.codec.Close() }
 
-// Add compresses plain, whose chunks have the ids, decodes it again, compares,
-// and stores it with w.
-func (f *Frames) Add(ctx context.Context, w *PointWriter, ids []ID, plain []byte) (*tree.Place, error) {
+// Add makes a frame of plain, whose chunks have the ids: it compresses them,
+// decodes the result again and compares. plain stays untouched until Store.
+// The Place is filled by Store or, for a small point, at Finish.
+func (f *Frames) Add(ids []ID, plain []byte) (*tree.Place, error) {
 	enc, encoded, err := f.encode(plain)
 	if err != nil {
 		return nil, err
 	}
-	return w.AddFrame(ctx, ids, enc, encoded)
+	if enc == pack.Zstd {
+		// It lies there: room has a whole window's size, and frames that do
+		// not shrink take none of it.
+		f.room = f.room[:len(f.room)+len(encoded)]
+	}
+	made := &frame{place: &tree.Place{}, ids: ids, encoding: enc, encoded: encoded}
+	f.made = append(f.made, made)
+	return made.place, nil
 }
 
-// encode compresses plain and proves the result. It lies in f's memory or is
-// plain itself.
+// encode compresses plain and proves the result, which lies in f's free room
+// or is plain itself.
 func (f *Frames) encode(plain []byte) (pack.Encoding, []byte, error) {
-	enc, err := f.codec.Encode(f.encoded, plain)
+	enc, err := f.codec.Encode(f.room[len(f.room):], plain)
 	if err != nil {
 		return 0, nil, err
 	}
-	f.encoded = enc
 	// Below 3 % the decoder's time is worth more than the space.
 	if len(enc) > len(plain)-len(plain)/32 {
 		return pack.Stored, plain, nil
@@ -69,6 +77,15 @@ func (f *Frames) encode(plain []byte) (pack.Encoding, []byte, error) {
 		return 0, nil, fmt.Errorf("the compressor's output does not decode to its input (%d bytes); the memory or processor of this machine may be faulty: %w", len(plain), codec.ErrCorrupt)
 	}
 	return pack.Zstd, enc, nil
+}
+
+// Store stores the frames made since the last Store with w, next to each
+// other, so that whoever reads one of them finds its neighbours there.
+func (f *Frames) Store(ctx context.Context, w *PointWriter) error {
+	err := w.addFrames(ctx, f.made)
+	clear(f.made)
+	f.made, f.room = f.made[:0], f.room[:0]
+	return err
 }
 
 // Run returns the contiguous bytes of chunks that lie one after the other in

@@ -1,6 +1,7 @@
 package repo
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"sync"
@@ -18,6 +19,10 @@ const smallPoint = 128 << 10
 const (
 	nodeTarget = 4 << 20 // size at which a node pack is closed
 	packSlack  = 1 << 20 // directory, footer and the last record
+	// packRecords bounds a data pack's directory, which is read whole (144
+	// bytes a frame of four): chunks that compress to nothing would else fill
+	// a pack with a hundred thousand frames.
+	packRecords = 6000
 	// nodeRoom is the most a sealed node takes: 32 slots, and a pack table
 	// of 32 data or node packs (point packs' names are longer, but at most
 	// 30 of them, a chain, come together).
@@ -39,6 +44,9 @@ func PackSize(kind string) int {
 // PointWriter stores one point: frames from any number of goroutines, leaves
 // from one, then Finish. After an error the point is given up with Abort; what
 // was written stays registered and is deleted with the session.
+//
+// Frames get their room under mu and are sealed outside of it, by whoever adds
+// them; the putter waits for the last one of its pack and hashes the whole.
 type PointWriter struct {
 	s        *Session
 	snapshot string
@@ -47,6 +55,7 @@ type PointWriter struct {
 
 	puts   chan finished
 	putErr error         // the putter's; read after failed or done closed
+	put    int64         // bytes of the packs put, all copies; read after done closed
 	failed chan struct{} // closed at the first failed put
 	done   chan struct{} // closed when the putter has ended
 
@@ -56,13 +65,19 @@ type PointWriter struct {
 	frameBytes int        // sealed size of frames
 	nodes      []*node    // waiting, children before parents
 	nodeBytes  int        // sealed size of nodes
-	data       *pack.Builder
-	node       *pack.Builder
+	data       *openPack
+	node       *openPack
 	source     int64 // source bytes behind the open data pack
-	added      int64
+	adopted    int64 // bytes taken over from an earlier term
 
 	reportMu sync.Mutex // one durable call at a time
 	durable  func(sourceBytes int64)
+}
+
+// openPack is a pack that is being filled.
+type openPack struct {
+	*pack.Builder
+	sealing sync.WaitGroup // records that have room and are not sealed yet
 }
 
 type frame struct {
@@ -70,6 +85,22 @@ type frame struct {
 	ids      []ID
 	encoding pack.Encoding
 	encoded  []byte
+}
+
+// sealing is a frame that has its room.
+type sealing struct {
+	pack    *openPack
+	room    pack.Reservation
+	encoded []byte
+}
+
+// seal fills the room of all and returns the emptied list.
+func seal(all []sealing) []sealing {
+	for i := range all {
+		all[i].room.Seal(all[i].encoded)
+		all[i].pack.sealing.Done()
+	}
+	return all[:0]
 }
 
 type node struct {
@@ -81,10 +112,9 @@ type node struct {
 
 // finished is a pack on its way to the store.
 type finished struct {
-	pack   Pack
-	blob   []byte
+	*openPack
 	source int64
-	buffer bool // blob's memory goes back to the session
+	buffer bool // its memory goes back to the session
 }
 
 // PointConfig describes a point that is to be written.
@@ -114,7 +144,7 @@ func (s *Session) NewPoint(ctx context.Context, c PointConfig) (*PointWriter, er
 		return nil, fmt.Errorf("begin point %s: %w", c.Snapshot, err)
 	}
 	s.mu.Lock()
-	w.added, s.adopted = s.adopted, 0
+	w.adopted, s.adopted = s.adopted, 0
 	s.mu.Unlock()
 	go w.putter(ctx)
 	return w, nil
@@ -125,8 +155,11 @@ func (s *Session) NewPoint(ctx context.Context, c PointConfig) (*PointWriter, er
 func (w *PointWriter) putter(ctx context.Context) {
 	defer close(w.done)
 	for f := range w.puts {
+		f.sealing.Wait()
 		if w.putErr == nil {
-			if w.putErr = w.s.put(ctx, f.pack, f.blob); w.putErr != nil {
+			blob, _ := f.Finish()
+			w.put += int64(len(blob) * len(f.Pack.Copies()))
+			if w.putErr = w.s.put(ctx, f.Pack, blob); w.putErr != nil {
 				close(w.failed)
 			} else {
 				w.report(f.source)
@@ -136,56 +169,76 @@ func (w *PointWriter) putter(ctx context.Context) {
 	}
 }
 
-// AddFrame stores 1 to 4 neighbouring chunks. encoded has been decoded and
-// compared by the caller; it is copied. The Place is filled at once or, for a
-// small point, at Finish.
-func (w *PointWriter) AddFrame(ctx context.Context, ids []ID, enc pack.Encoding, encoded []byte) (*tree.Place, error) {
+// addFrames stores frames, next to each other in one pack as far as it has
+// room. What they encode has been decoded and compared by the caller; nothing
+// of it is kept. Their places are filled at once or, for a small point, at
+// Finish.
+func (w *PointWriter) addFrames(ctx context.Context, frames []*frame) error {
+	room, err := w.reserve(ctx, frames)
+	seal(room)
+	return err
+}
+
+// reserve gives frames their room. Also after an error what it returns must be
+// sealed.
+func (w *PointWriter) reserve(ctx context.Context, frames []*frame) ([]sealing, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	f := &frame{place: &tree.Place{}, ids: ids, encoding: enc, encoded: encoded}
+	room := make([]sealing, 0, len(frames))
 	if w.small {
-		w.frameBytes += pack.RecordLen(len(ids), len(encoded))
+		for _, f := range frames {
+			w.frameBytes += pack.RecordLen(len(f.ids), len(f.encoded))
+		}
 		if w.frameBytes+w.nodeBytes <= smallPoint {
-			f.encoded = append([]byte(nil), encoded...)
-			w.frames = append(w.frames, f)
-			return f.place, nil
+			for _, f := range frames {
+				f.encoded = bytes.Clone(f.encoded)
+				w.frames = append(w.frames, f)
+			}
+			return nil, nil
 		}
-		if err := w.endSmall(ctx); err != nil {
-			return nil, err
+		var err error
+		if room, err = w.endSmall(ctx, room); err != nil {
+			return room, err
 		}
 	}
-	return f.place, w.placeFrame(ctx, f)
+	return w.placeFrames(ctx, frames, room)
 }
 
-// endSmall sends the waiting frames to a data pack.
-func (w *PointWriter) endSmall(ctx context.Context) error {
+// endSmall gives the waiting frames room in a data pack.
+func (w *PointWriter) endSmall(ctx context.Context, room []sealing) ([]sealing, error) {
 	w.small = false
-	for _, f := range w.frames {
-		if err := w.placeFrame(ctx, f); err != nil {
-			return err
-		}
-	}
+	frames := w.frames
 	w.frames = nil
-	return nil
+	return w.placeFrames(ctx, frames, room)
 }
 
-func (w *PointWriter) placeFrame(ctx context.Context, f *frame) error {
-	need := pack.RecordLen(len(f.ids), len(f.encoded))
-	if w.data != nil && w.data.Size()+need > packTarget {
-		if err := w.closeData(ctx); err != nil {
-			return err
+// placeFrames appends the room of frames to room, also of some after an error.
+func (w *PointWriter) placeFrames(ctx context.Context, frames []*frame, room []sealing) ([]sealing, error) {
+	for _, f := range frames {
+		need := pack.RecordLen(len(f.ids), len(f.encoded))
+		if w.data != nil && (w.data.Size()+need > packTarget || w.data.Records() == packRecords) {
+			// The putter waits for them, and this goroutine maybe for the putter.
+			room = seal(room)
+			if err := w.closeData(ctx); err != nil {
+				return room, err
+			}
 		}
-	}
-	if w.data == nil {
-		buf, err := w.buffer(ctx)
+		if w.data == nil {
+			buf, err := w.buffer(ctx)
+			if err != nil {
+				return room, err
+			}
+			w.data = &openPack{Builder: w.s.r.sealer.NewBuilder(addr.Data, "", buf)}
+		}
+		r, err := w.data.Reserve(pack.Frame, f.encoding, f.ids, len(f.ids)*ChunkSize, len(f.encoded))
 		if err != nil {
-			return err
+			return room, err
 		}
-		w.data = w.s.r.sealer.NewBuilder(addr.Data, "", buf)
+		w.data.sealing.Add(1)
+		f.place.Loc = r.Loc
+		room = append(room, sealing{pack: w.data, room: r, encoded: f.encoded})
 	}
-	loc, err := w.data.Add(pack.Frame, f.encoding, f.ids, len(f.ids)*ChunkSize, f.encoded)
-	f.place.Loc = loc
-	return err
+	return room, nil
 }
 
 // buffer waits for memory for a data pack: this is what bounds the bytes in
@@ -209,12 +262,8 @@ func (w *PointWriter) closeData(ctx context.Context) error {
 	if w.data == nil {
 		return nil
 	}
-	p := w.data
-	w.data = nil
-	blob, _ := p.Finish()
-	w.added += int64(len(blob))
-	f := finished{pack: p.Pack, blob: blob, source: w.source, buffer: true}
-	w.source = 0
+	f := finished{openPack: w.data, source: w.source, buffer: true}
+	w.data, w.source = nil, 0
 	return w.send(ctx, f)
 }
 
@@ -234,7 +283,8 @@ func (w *PointWriter) send(ctx context.Context, f finished) error {
 // release gives a data pack's memory back to the session.
 func (w *PointWriter) release(f finished) {
 	if f.buffer {
-		w.s.buffers <- f.blob
+		f.sealing.Wait()
+		w.s.buffers <- f.Discard()
 	}
 }
 
@@ -260,7 +310,7 @@ func (w *PointWriter) report(n int64) {
 }
 
 // Leaf sets the chunks from idx*Fanout on. Indices ascend. Every Late place
-// was given by AddFrame.
+// was given by Frames.
 func (w *PointWriter) Leaf(ctx context.Context, idx int64, slots *tree.Slots) error {
 	return w.builder.Leaf(ctx, idx, slots)
 }
@@ -274,7 +324,9 @@ func (w *PointWriter) PutNode(ctx context.Context, level uint8, id ID, slots *tr
 	w.nodes = append(w.nodes, n)
 	w.nodeBytes += nodeRoom
 	if w.small && w.frameBytes+w.nodeBytes > smallPoint {
-		if err := w.endSmall(ctx); err != nil {
+		room, err := w.endSmall(ctx, nil)
+		seal(room)
+		if err != nil {
 			return nil, err
 		}
 	}
@@ -293,9 +345,9 @@ func (w *PointWriter) PutNode(ctx context.Context, level uint8, id ID, slots *tr
 // placeNode puts a node into the open node pack.
 func (w *PointWriter) placeNode(ctx context.Context, n *node) error {
 	if w.node == nil {
-		w.node = w.s.r.sealer.NewBuilder(addr.Node, "", make([]byte, 0, nodeTarget+packSlack))
+		w.node = &openPack{Builder: w.s.r.sealer.NewBuilder(addr.Node, "", make([]byte, 0, nodeTarget+packSlack))}
 	}
-	if err := n.addTo(w.node); err != nil {
+	if err := n.addTo(w.node.Builder); err != nil {
 		return err
 	}
 	if w.node.Size() < nodeTarget {
@@ -325,11 +377,9 @@ func (w *PointWriter) closeNode(ctx context.Context) error {
 	if err := w.closeData(ctx); err != nil {
 		return err
 	}
-	p := w.node
+	f := finished{openPack: w.node}
 	w.node = nil
-	blob, _ := p.Finish()
-	w.added += int64(2 * len(blob))
-	return w.send(ctx, finished{pack: p.Pack, blob: blob})
+	return w.send(ctx, f)
 }
 
 // Point is a durable point.
@@ -399,7 +449,7 @@ func (w *PointWriter) giveUp(err error) error {
 // letGo undoes what a point that was given up did to its session.
 func (w *PointWriter) letGo() {
 	if w.data != nil {
-		w.s.buffers <- w.data.Discard()
+		w.release(finished{openPack: w.data, buffer: true})
 		w.data = nil
 	}
 	w.s.forgetClaims()
@@ -429,7 +479,7 @@ func (w *PointWriter) putPoint(ctx context.Context, m *Manifest, level uint8, ro
 	m.Root = Root{Level: level, Ref: root.Ref()}
 	m.AddedBytes = 0
 	size := b.SizeWith(1, len(m.Encode()))
-	m.AddedBytes = w.added + int64(2*size)
+	m.AddedBytes = w.adopted + w.put + int64(2*size)
 	plain := m.Encode()
 	if _, err := b.Add(pack.Manifest, pack.Stored, []ID{w.mans.ID(plain)}, len(plain), plain); err != nil {
 		return Point{}, err

@@ -4,6 +4,7 @@ import (
 	"crypto/cipher"
 	"fmt"
 	"hash/crc32"
+	"slices"
 
 	"github.com/zeebo/blake3"
 
@@ -34,13 +35,36 @@ func (s *Sealer) NewBuilder(kind addr.Kind, snapshot string, buf []byte) *Builde
 	return b
 }
 
+// Reservation is a record's slot and room in a pack that is being built.
+type Reservation struct {
+	Loc addr.Loc
+
+	aead cipher.AEAD
+	slot uint32
+	rec  []byte // the whole record; header and ids stand
+	body int    // where the sealed bytes begin
+}
+
 // Add seals one record and returns its place. encoded is what the codec made
 // of plainLen bytes; it is not kept.
 func (b *Builder) Add(kind RecordKind, enc Encoding, ids []addr.ID, plainLen int, encoded []byte) (addr.Loc, error) {
-	total := RecordLen(len(ids), len(encoded))
-	if b.sealed || len(ids) < 1 || len(ids) > MaxIDs || plainLen > MaxPlain || len(encoded) > MaxPlain ||
-		len(b.buf)+total+len(b.dir) > maxSize-1<<16 {
-		return addr.Loc{}, fmt.Errorf("pack %s cannot take a record of %d bytes with %d ids", b.Pack.ID, len(encoded), len(ids))
+	b.buf = slices.Grow(b.buf, RecordLen(len(ids), len(encoded)))
+	r, err := b.Reserve(kind, enc, ids, plainLen, len(encoded))
+	if err != nil {
+		return addr.Loc{}, err
+	}
+	r.Seal(encoded)
+	return r.Loc, nil
+}
+
+// Reserve makes room for one record in the memory that the Builder was given;
+// more than that it does not take. Seal must follow, before Finish. Several
+// reserved records may be sealed at once, each by a goroutine of its own.
+func (b *Builder) Reserve(kind RecordKind, enc Encoding, ids []addr.ID, plainLen, encodedLen int) (Reservation, error) {
+	total := RecordLen(len(ids), encodedLen)
+	if b.sealed || len(ids) < 1 || len(ids) > MaxIDs || plainLen > MaxPlain || encodedLen > MaxPlain ||
+		len(b.buf)+total+len(b.dir) > maxSize-1<<16 || total > cap(b.buf)-len(b.buf) {
+		return Reservation{}, fmt.Errorf("pack %s cannot take a record of %d bytes with %d ids", b.Pack.ID, encodedLen, len(ids))
 	}
 	off := len(b.buf)
 	b.buf = append(b.buf, recordMagic[:]...)
@@ -48,20 +72,36 @@ func (b *Builder) Add(kind RecordKind, enc Encoding, ids []addr.ID, plainLen int
 	b.buf = append(b.buf, byte(kind), byte(enc))
 	b.buf = le.AppendUint16(b.buf, uint16(len(ids)))
 	b.buf = le.AppendUint32(b.buf, uint32(plainLen))
-	b.buf = le.AppendUint32(b.buf, uint32(len(encoded)+tagSize))
+	b.buf = le.AppendUint32(b.buf, uint32(encodedLen+tagSize))
 	b.buf = le.AppendUint32(b.buf, 0) // the CRC, when the ids stand
 	for i := range ids {
 		b.buf = append(b.buf, ids[i][:]...)
 	}
 	fixed, idBytes := b.buf[off:off+20], b.buf[off+recordFixed:]
 	le.PutUint32(b.buf[off+20:], crc32.Update(crc32.Checksum(fixed, castagnoli), castagnoli, idBytes))
-	n := nonce(recDomain, b.records)
-	aad := recordAAD(b.Pack.ID, fixed, idBytes)
 	b.dir = appendDirEntry(b.dir, uint32(off), uint32(total), kind, enc, uint32(plainLen), idBytes)
-	b.buf = b.aead.Seal(b.buf, n[:], encoded, aad)
+	r := Reservation{
+		Loc:  addr.Loc{Pack: b.Pack, Off: uint32(off), Len: uint32(total)},
+		aead: b.aead, slot: b.records, body: len(b.buf) - off,
+	}
+	b.buf = b.buf[:off+total]
+	r.rec = b.buf[off : off+total : off+total]
 	b.records++
-	return addr.Loc{Pack: b.Pack, Off: uint32(off), Len: uint32(total)}, nil
+	return r, nil
 }
+
+// Seal fills the reserved room with encoded, which has the length that was
+// announced and is not kept.
+func (r *Reservation) Seal(encoded []byte) {
+	n := nonce(recDomain, r.slot)
+	aad := recordAAD(r.Loc.Pack.ID, r.rec[:20], r.rec[recordFixed:r.body])
+	if got := r.aead.Seal(r.rec[r.body:r.body], n[:], encoded, aad); r.body+len(got) != len(r.rec) {
+		panic(fmt.Sprintf("a record of %d bytes was sealed into room for %d", r.body+len(got), len(r.rec)))
+	}
+}
+
+// Records is the number of records so far.
+func (b *Builder) Records() int { return int(b.records) }
 
 // Size is the number of bytes so far, without directory and footer.
 func (b *Builder) Size() int { return len(b.buf) }

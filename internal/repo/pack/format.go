@@ -7,7 +7,8 @@
 //     data, so a moved or swapped record fails;
 //   - every length read from outside is checked before it is used.
 //
-// A Builder serves one goroutine. Functions that read serve any number.
+// A Builder serves one goroutine, but for sealing what it reserved. Functions
+// that read serve any number.
 package pack
 
 import (

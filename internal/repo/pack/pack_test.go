@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"math/rand/v2"
+	"sync"
 	"testing"
 
 	"cairn/internal/repo/addr"
@@ -205,5 +206,38 @@ func BenchmarkAdd(b *testing.B) {
 		if _, err := bd.Add(Frame, Zstd, ids, 4*addr.ChunkSize, enc); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// Records that were given room may be sealed at once, in any order.
+func TestSealedByMany(t *testing.T) {
+	s := newSealer()
+	b := s.NewBuilder(addr.Data, "", make([]byte, 0, 1<<20))
+	want := map[addr.ID][]byte{}
+	var wg sync.WaitGroup
+	for i := range 200 {
+		id, enc := addr.ID{byte(i), 1}, bytes.Repeat([]byte{byte(i)}, 10*i)
+		r, err := b.Reserve(Frame, Stored, []addr.ID{id}, addr.ChunkSize, len(enc))
+		if err != nil {
+			t.Fatal(err)
+		}
+		want[id] = enc
+		wg.Go(func() { r.Seal(enc) })
+	}
+	if _, err := b.Reserve(Frame, Stored, []addr.ID{{9}}, addr.ChunkSize, 1<<20); err == nil {
+		t.Error("a record was given room that the pack's memory does not have")
+	}
+	wg.Wait()
+	blob, _ := b.Finish()
+	n := 0
+	err := s.Check(b.Pack, blob, func(_ Entry, r Record) error {
+		n++
+		if !bytes.Equal(r.Encoded, want[r.IDs[0]]) {
+			t.Errorf("record %d holds something else", r.Slot)
+		}
+		return nil
+	})
+	if err != nil || n != 200 {
+		t.Fatalf("%d records, %v", n, err)
 	}
 }
