@@ -114,7 +114,7 @@ func TestEveryCallOnTheWire(t *testing.T) {
 		}, call{"GET", "/v2/zone/z1/jobs?limit=2&offset=1&resource_id=vol-1&status=failed", ""}},
 		{"cancel", func(ctx context.Context, c *client.Client) (any, error) { return c.CancelJob(ctx, "j1") },
 			call{"POST", "/v2/zone/z1/job/j1/cancel", ""}},
-		{"scrub", func(ctx context.Context, c *client.Client) (any, error) { return c.Scrub(ctx) },
+		{"scrub", func(ctx context.Context, c *client.Client) (any, error) { return c.Scrub(ctx, client.Scrub{}) },
 			call{"POST", "/v2/zone/z1/repository/scrub", ""}},
 	}
 	for _, tt := range tests {

@@ -4,13 +4,28 @@ import (
 	"context"
 	"encoding/json"
 	"net/http"
+	"net/url"
+	"strconv"
 	"strings"
 )
 
-// Scrub starts the job that reads and checks the whole repository. Its report
-// is JSON in the job's Extra, see Job.ScrubReport.
-func (c *Client) Scrub(ctx context.Context) (Job, error) {
-	return c.job(ctx, request{method: http.MethodPost, path: []string{"repository", "scrub"}})
+// Scrub is what a scrub does. The zero value reads and checks everything.
+type Scrub struct {
+	Repair bool  // heal what can be healed
+	Budget int64 // bytes to read, of what was not verified for longest; 0: everything
+}
+
+// Scrub starts the job that reads and checks the repository. Its report is
+// JSON in the job's Extra, see Job.ScrubReport.
+func (c *Client) Scrub(ctx context.Context, in Scrub) (Job, error) {
+	query := url.Values{}
+	if in.Repair {
+		query.Set("repair", "1")
+	}
+	if in.Budget > 0 {
+		query.Set("budget", strconv.FormatInt(in.Budget, 10))
+	}
+	return c.job(ctx, request{method: http.MethodPost, path: []string{"repository", "scrub"}, query: query})
 }
 
 // ScrubReport is what a scrub found.
@@ -23,6 +38,8 @@ type ScrubReport struct {
 	Damage           []Damage `json:"damage"`
 	DamageCut        int      `json:"damage_cut"`        // findings beyond those listed
 	DamagedSnapshots []string `json:"damaged_snapshots"` // those that cannot be restored whole
+	HealedBlobs      []string `json:"healed_blobs"`      // copies that a repair wrote anew
+	HealedPacks      int      `json:"healed_packs"`      // damaged packs whose chunks were found elsewhere
 }
 
 // Damage is one finding of a scrub.

@@ -43,6 +43,8 @@ type serveConfig struct {
 	recycle   time.Duration
 	reserve   int64 // MiB
 	lowSpace  int64 // MiB
+	scrubs    time.Duration
+	scrubMiB  int64
 	logFormat string
 	logLevel  string
 }
@@ -84,6 +86,8 @@ on SIGTERM or Ctrl-C; jobs that were running go on after the next start.`,
 	f.DurationVar(&c.recycle, "recycle-bin", service.DefaultRecycleBin, "how long deleted snapshots can be brought back, in uptime of the server")
 	f.Int64Var(&c.reserve, "reserve", 64, "MiB of the disk kept for deleting and pruning when it is full; 0: none")
 	f.Int64Var(&c.lowSpace, "low-space", 1024, "MiB of free space below which the server prunes by itself")
+	f.DurationVar(&c.scrubs, "scrub-every", service.DefaultScrubEvery, "uptime between two scrubs that the server makes by itself; 0: none")
+	f.Int64Var(&c.scrubMiB, "scrub-budget", service.DefaultScrubBudget>>20, "MiB that such a scrub reads, of what was not verified for longest")
 	f.StringVar(&c.logFormat, "log-format", "text", "text or json")
 	f.StringVar(&c.logLevel, "log-level", "info", "debug, info, warn or error")
 	return cmd
@@ -101,6 +105,8 @@ func (c serveConfig) check() error {
 		return errs.New(errs.Invalid, "--max-chain must be at least 1")
 	case c.recycle < time.Second:
 		return errs.New(errs.Invalid, "--recycle-bin must be at least 1s")
+	case c.scrubs < 0 || c.scrubMiB < 1:
+		return errs.New(errs.Invalid, "--scrub-every must not be negative and --scrub-budget at least 1")
 	case c.reserve < 0 || c.reserve > 1<<20 || c.lowSpace < 0 || c.lowSpace > 1<<40:
 		return errs.New(errs.Invalid, "--reserve must be 0 to 1048576 and --low-space not negative, both in MiB")
 	}
@@ -168,6 +174,14 @@ func serve(ctx context.Context, c serveConfig, logTo io.Writer) error {
 		return err
 	}
 	return run(ctx, svc, httpapi.NewServer(handler, log), listeners, log)
+}
+
+// scrubEvery is what the service takes for it.
+func (c serveConfig) scrubEvery() time.Duration {
+	if c.scrubs == 0 {
+		return -1
+	}
+	return c.scrubs
 }
 
 func (c serveConfig) listeners(dir string) ([]net.Listener, error) {
@@ -240,7 +254,7 @@ func (c serveConfig) open(ctx context.Context, dir string, log *slog.Logger) (sv
 		Store: db, Engine: engine.New(r, engine.Config{Workers: c.workers}),
 		Drivers: map[string]volume.Driver{service.DriverManaged: managed, service.DriverRegistered: registered},
 		Zones:   c.zones, OwnDirs: []string{dir}, MaxChainPoints: c.maxChain, Workers: c.jobs, Log: log,
-		RecycleBin: c.recycle, LowSpace: room.isLow,
+		RecycleBin: c.recycle, ScrubEvery: c.scrubEvery(), ScrubBudget: c.scrubMiB << 20, LowSpace: room.isLow,
 	})
 	return svc, closers, err
 }

@@ -13,14 +13,34 @@ import (
 )
 
 func (a *app) scrubCommand() *cobra.Command {
-	return &cobra.Command{
+	var repair bool
+	var budget string
+	cmd := &cobra.Command{
 		Use: "scrub", Short: "Read and check everything that the repository holds", Args: arity(0, 0),
 		Long: `Read and check everything that the repository holds, and wait for the end.
-Exits with 0 if all is whole and with 3 if damage was found. With -o json
-stdout holds the job with the report under the key "report".`,
+Exits with 0 if all is whole and with 3 if damage was found, also such damage
+as a second copy could heal. With -o json stdout holds the job with the report
+under the key "report". Nothing is changed, except that snapshots and packs are
+marked as damaged or whole.
+
+--repair heals what it can: manifests and trees from their second copy, chunks
+from wherever the same chunk is stored again. To have it stored again, create
+a full snapshot of the volume first. Then it checks everything once more.
+
+--budget reads only so much, of what was not verified for longest.`,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: a.run(func(ctx context.Context, s *session, _ []string) error {
-			j, err := s.client.Scrub(ctx)
+			in := client.Scrub{Repair: repair}
+			if budget != "" {
+				var err error
+				if in.Budget, err = parseSize(budget); err != nil {
+					return s.usage("--budget: %s", err)
+				}
+			}
+			if repair && budget != "" {
+				return s.usage("--repair has to read everything; leave --budget out")
+			}
+			j, err := s.client.Scrub(ctx, in)
 			if err != nil {
 				return err
 			}
@@ -42,6 +62,9 @@ stdout holds the job with the report under the key "report".`,
 			return nil
 		}),
 	}
+	cmd.Flags().BoolVar(&repair, "repair", false, "heal what can be healed")
+	cmd.Flags().StringVar(&budget, "budget", "", "read about `SIZE` only, of what was not verified for longest")
+	return cmd
 }
 
 // scrubbed is a scrub's job with its report as JSON instead of as a string.
@@ -65,8 +88,13 @@ func (s *session) printScrub(j client.Job, r client.ScrubReport, ok bool) error 
 	if !r.Clean() {
 		result = fmt.Sprintf("%d findings, %d snapshots damaged", len(r.Damage)+r.DamageCut, len(r.DamagedSnapshots))
 	}
+	healed := "-"
+	if len(r.HealedBlobs)+r.HealedPacks > 0 {
+		healed = fmt.Sprintf("%d blobs from a second copy, %d packs from chunks stored elsewhere", len(r.HealedBlobs), r.HealedPacks)
+	}
 	if err := s.printPairs([]pair{
 		{"result", result},
+		{"healed", healed},
 		{"snapshots", strconv.Itoa(r.Points)},
 		{"blobs", strconv.Itoa(r.Blobs)},
 		{"chunks", strconv.FormatInt(r.Chunks, 10)},

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 
 	"golang.org/x/sync/errgroup"
@@ -27,14 +26,14 @@ type scrub struct {
 	good   map[repo.PackID]bool // packs with at least one whole copy
 	broken map[string]bool      // points
 	clean  map[place]bool       // subtrees without damage; at most cleanCap
+	lost   []string             // blobs that are damaged or missing
+	heads  bool                 // a header blob is whole
 }
 
 // Scrub reads every blob afresh and checks every bit of it, then walks every
 // listed point down to the chunks and checks that each is where its tree says.
-// Damage in one of two copies is reported too. It changes nothing but the
-// dedup index, which forgets damaged packs: else the full that replaces a
-// damaged point would be built on the same damage. err says that it could not
-// be told whether the repository is whole.
+// Damage in one of two copies is reported too. It changes nothing. err says
+// that it could not be told whether the repository is whole.
 func (e *Engine) Scrub(ctx context.Context, points []PointRef, packs []PackRecord, progress Progress) (ScrubReport, error) {
 	s := &scrub{e: e, bad: make(map[repo.PackID]bool), good: make(map[repo.PackID]bool), broken: make(map[string]bool), clean: make(map[place]bool)}
 	blobs, total, err := s.list(ctx)
@@ -50,9 +49,11 @@ func (e *Engine) Scrub(ctx context.Context, points []PointRef, packs []PackRecor
 	for id := range s.good {
 		delete(s.bad, id)
 	}
-	if err := e.r.Distrust(ctx, slices.Collect(maps.Keys(s.bad))); err != nil {
-		return s.report, err
+	for id := range s.bad {
+		s.report.BadPacks = append(s.report.BadPacks, id.String())
 	}
+	slices.Sort(s.report.BadPacks)
+	s.report.LostCopies = s.healable()
 	k := e.r.NewChecker()
 	for _, p := range points {
 		if err := s.point(ctx, k, p); err != nil {
@@ -165,7 +166,9 @@ func (s *scrub) take(c checked) {
 	p, header, ok := repo.ParseBlob(c.info.Name)
 	if c.finding != nil {
 		s.add(Damage{Blob: c.info.Name, What: c.finding.Error()})
+		s.lost = append(s.lost, c.info.Name)
 	}
+	s.heads = s.heads || header && c.finding == nil
 	switch {
 	case header || !ok:
 	case c.finding != nil:
@@ -188,12 +191,25 @@ func (s *scrub) missing(ctx context.Context, packs []PackRecord) error {
 		}
 		for _, name := range lacks {
 			s.add(Damage{Blob: name, What: "the blob is missing"})
+			s.lost = append(s.lost, name)
 		}
 		if len(lacks) > 0 && !s.good[p.Pack.ID] {
 			s.bad[p.Pack.ID] = true
 		}
 	}
 	return nil
+}
+
+// healable are the lost blobs of which another copy is whole.
+func (s *scrub) healable() []string {
+	var out []string
+	for _, name := range s.lost {
+		p, header, ok := repo.ParseBlob(name)
+		if ok && (header && s.heads || !header && s.good[p.ID]) {
+			out = append(out, name)
+		}
+	}
+	return out
 }
 
 // point walks one point's tree, if need be from what is left of its manifest.

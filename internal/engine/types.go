@@ -105,4 +105,6 @@ type ScrubReport struct {
 	Damage       []Damage
 	DamageCut    int      // findings beyond the 1000 that are listed
 	DamagedPoint []string // ids of points that cannot be restored whole
+	BadPacks     []string // packs without a copy that is whole
+	LostCopies   []string // blobs that are damaged or missing while a copy of them is whole
 }

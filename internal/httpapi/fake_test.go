@@ -257,8 +257,8 @@ func (f *fake) CancelJob(ctx context.Context, id string) (job.Job, error) {
 	return f.job, f.record(ctx, "CancelJob", "", id)
 }
 
-func (f *fake) Scrub(ctx context.Context, zone, requestID string) (job.Job, error) {
-	return f.job, f.record(ctx, "Scrub", requestID, zone)
+func (f *fake) Scrub(ctx context.Context, o service.Origin, opts service.ScrubOptions) (job.Job, error) {
+	return f.job, f.record(ctx, "Scrub", o.RequestID, opts)
 }
 
 func (f *fake) Prune(ctx context.Context, o service.Origin, opts service.PruneOptions) (job.Job, error) {

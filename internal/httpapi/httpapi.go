@@ -59,7 +59,7 @@ type Service interface {
 	UnfinishedJobs(ctx context.Context, zone string) ([]job.Job, error)
 	CancelJob(ctx context.Context, id string) (job.Job, error)
 	Subscribe(ctx context.Context) <-chan job.Job
-	Scrub(ctx context.Context, zone, requestID string) (job.Job, error)
+	Scrub(ctx context.Context, o service.Origin, opts service.ScrubOptions) (job.Job, error)
 	Prune(ctx context.Context, o service.Origin, opts service.PruneOptions) (job.Job, error)
 	Undelete(ctx context.Context, in service.SnapshotSet) (job.Job, error)
 }

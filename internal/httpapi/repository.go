@@ -10,9 +10,36 @@ import (
 	"cairn/internal/service"
 )
 
-func (a *api) scrub(ctx context.Context, in *Zoned) (*JobOutput, error) {
-	j, err := a.service.Scrub(ctx, in.Zone, requestOf(ctx).id)
+type scrubQuery struct {
+	Zoned
+	Repair string  `query:"repair" enum:"0,1" doc:"1: heal what can be healed"`
+	Budget integer `query:"budget" doc:"bytes to read, of what was not verified for longest; default: everything"`
+}
+
+func (a *api) scrub(ctx context.Context, in *scrubQuery) (*JobOutput, error) {
+	var opts service.ScrubOptions
+	var err error
+	if opts.Repair, err = flag("repair", in.Repair); err != nil {
+		return nil, err
+	}
+	if opts.Budget, err = byteCount("budget", in.Budget); err != nil {
+		return nil, err
+	}
+	j, err := a.service.Scrub(ctx, in.origin(ctx), opts)
 	return started(ctx, j, err)
+}
+
+// byteCount reads a number of bytes; 0 if there is none.
+func byteCount(parameter string, in integer) (int64, error) {
+	text := strings.TrimSpace(string(in))
+	if text == "" {
+		return 0, nil
+	}
+	n, err := strconv.ParseInt(text, 10, 64)
+	if err != nil || n <= 0 {
+		return 0, badParameter(parameter, "%s is %q; send a number of bytes above 0", parameter, clip(text))
+	}
+	return n, nil
 }
 
 type pruneQuery struct {
@@ -31,10 +58,8 @@ func (a *api) prune(ctx context.Context, in *pruneQuery) (*JobOutput, error) {
 	if opts.EmptyBin, err = flag("empty_bin", in.EmptyBin); err != nil {
 		return nil, err
 	}
-	if text := strings.TrimSpace(string(in.MaxCopy)); text != "" {
-		if opts.MaxCopy, err = strconv.ParseInt(text, 10, 64); err != nil || opts.MaxCopy <= 0 {
-			return nil, badParameter("max_copy", "max_copy is %q; send a number of bytes above 0", clip(text))
-		}
+	if opts.MaxCopy, err = byteCount("max_copy", in.MaxCopy); err != nil {
+		return nil, err
 	}
 	j, err := a.service.Prune(ctx, in.origin(ctx), opts)
 	return started(ctx, j, err)

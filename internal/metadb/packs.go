@@ -36,11 +36,7 @@ func (t *tx) PacksOf(session string) ([]service.Pack, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list the packs of session %s: %w", session, explain(err))
 	}
-	out := make([]service.Pack, len(rows))
-	for i, r := range rows {
-		out[i] = r.pack()
-	}
-	return out, nil
+	return toPacks(rows), nil
 }
 
 func (t *tx) Packs(fn func(p service.Pack) error) error {
@@ -80,17 +76,32 @@ func (t *tx) AllPacks(fn func(p service.Pack, session service.SessionState) erro
 	}
 }
 
+func (t *tx) PacksToVerify(limit int) ([]service.Pack, error) {
+	var rows []packRow
+	err := t.db.NewSelect().Model(&rows).Where("state <> ?", service.PackDeleting).
+		Where("session_id IN (SELECT id FROM sessions WHERE state = ?)", service.SessionCommitted).
+		OrderExpr("verified, id").Limit(int64(limit)).Scan(t.ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list packs to verify: %w", explain(err))
+	}
+	return toPacks(rows), nil
+}
+
+func toPacks(rows []packRow) []service.Pack {
+	out := make([]service.Pack, len(rows))
+	for i, r := range rows {
+		out[i] = r.pack()
+	}
+	return out
+}
+
 func (t *tx) LeavingPacks() ([]service.Pack, error) {
 	var rows []packRow
 	err := t.db.NewSelect().Model(&rows).Where("state <> 'LIVE'").OrderExpr("state, id").Scan(t.ctx)
 	if err != nil {
 		return nil, fmt.Errorf("list the packs that are leaving: %w", explain(err))
 	}
-	out := make([]service.Pack, len(rows))
-	for i, r := range rows {
-		out[i] = r.pack()
-	}
-	return out, nil
+	return toPacks(rows), nil
 }
 
 func (t *tx) Pack(id string) (service.Pack, bool, error) {

@@ -210,13 +210,14 @@ type packRow struct {
 	Bytes     int64
 	Condemned int64
 	Damaged   bool
+	Verified  int64
 }
 
 func (r packRow) pack() service.Pack {
 	return service.Pack{
 		ID: r.ID, Kind: r.Kind, Name: r.Name, Session: r.SessionID, Term: r.Term,
 		State: r.State, Born: r.Born, Stamped: r.Stamped, Bytes: r.Bytes,
-		Condemned: r.Condemned, Damaged: r.Damaged,
+		Condemned: r.Condemned, Damaged: r.Damaged, Verified: fromMicros(r.Verified),
 	}
 }
 
@@ -224,7 +225,7 @@ func packToRow(p service.Pack) packRow {
 	return packRow{
 		ID: p.ID, Kind: p.Kind, Name: p.Name, SessionID: p.Session, Term: p.Term,
 		State: p.State, Born: p.Born, Stamped: p.Stamped, Bytes: p.Bytes,
-		Condemned: p.Condemned, Damaged: p.Damaged,
+		Condemned: p.Condemned, Damaged: p.Damaged, Verified: micros(p.Verified),
 	}
 }
 

@@ -230,12 +230,12 @@ func TestScrubMarksAndClears(t *testing.T) {
 	in(t, func(t *testing.T, p *process) {
 		ids := prepareChain(p)
 		ctx := context.Background()
-		j := p.good(p.Scrub(ctx, zone, "req"))
+		j := p.good(p.Scrub(ctx, origin, service.ScrubOptions{}))
 		if !strings.Contains(j.Extra, `"points":3`) || !strings.Contains(j.Extra, `"damage":[]`) {
 			t.Errorf("the report: %s", j.Extra)
 		}
 		p.mover.damaged[ids[2]] = true
-		j, err := p.Scrub(ctx, zone, "req")
+		j, err := p.Scrub(ctx, origin, service.ScrubOptions{})
 		j = p.bad("found 1 damaged", j, err)
 		if j.ErrorCode != 5000 || !strings.Contains(j.Extra, ids[2]) || !p.snapshot(ids[2]).Damaged || p.snapshot(ids[3]).Damaged {
 			t.Errorf("code %d, report %s", j.ErrorCode, j.Extra)
@@ -245,7 +245,7 @@ func TestScrubMarksAndClears(t *testing.T) {
 		_, err = p.clone(ids[2])
 		refused(t, errs.Conflict, "is damaged", err)
 		delete(p.mover.damaged, ids[2])
-		p.good(p.Scrub(ctx, zone, "req"))
+		p.good(p.Scrub(ctx, origin, service.ScrubOptions{}))
 		if p.snapshot(ids[2]).Damaged {
 			t.Error("a whole point is still marked")
 		}
@@ -255,11 +255,11 @@ func TestScrubMarksAndClears(t *testing.T) {
 func TestOneScrubAtATime(t *testing.T) {
 	w := newWorld(t)
 	p := w.prepare(nil) // nothing is carried out yet
-	j, err := p.Scrub(context.Background(), zone, "req")
+	j, err := p.Scrub(context.Background(), origin, service.ScrubOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = p.Scrub(context.Background(), zone, "req")
+	_, err = p.Scrub(context.Background(), origin, service.ScrubOptions{})
 	refused(t, errs.Busy, "the repository is being scrubbed", err)
 	jobs, err := p.UnfinishedJobs(context.Background(), zone)
 	if err != nil || len(jobs) != 1 || jobs[0].Status != job.Pending {

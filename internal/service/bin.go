@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"math"
-	"time"
 
 	"cairn/internal/chain"
 	"cairn/internal/errs"
@@ -174,73 +173,3 @@ func (h undeleteJob) Undo(ctx context.Context, run *job.Run, out job.Outcome) er
 		return h.s.finish(tx, run, out)
 	})
 }
-
-// Keep does until ctx ends what nobody asks for: it counts the uptime, ends
-// points whose time in the recycle bin is over, and prunes when that left
-// garbage or space runs low.
-func (s *Service) Keep(ctx context.Context) {
-	tick := min(max(s.recycle/20, time.Second), time.Minute)
-	timer := time.NewTicker(tick)
-	defer timer.Stop()
-	last, rest := time.Now(), time.Duration(0)
-	for {
-		// What a tick adds is capped, so that a process that was stopped for a
-		// day, or a clock that jumps, does not empty the bin.
-		rest += min(time.Since(last), 2*tick)
-		last = time.Now()
-		seconds := rest.Truncate(time.Second)
-		rest -= seconds
-		if err := s.keepOnce(ctx, int64(seconds/time.Second)); err != nil && ctx.Err() == nil {
-			s.log.Error("end deleted points and prune", "error", err)
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-timer.C:
-		}
-	}
-}
-
-func (s *Service) keepOnce(ctx context.Context, seconds int64) error {
-	now, due := int64(0), int64(0)
-	err := s.store.Update(ctx, func(tx Tx) error {
-		was, err := numberSetting(tx, uptimeKey)
-		if err != nil {
-			return err
-		}
-		if due, err = numberSetting(tx, pruneDueKey); err != nil {
-			return err
-		}
-		now = was + seconds
-		return setNumber(tx, uptimeKey, now)
-	})
-	if err != nil {
-		return err
-	}
-	ceased, err := s.expire(ctx, now-int64(s.recycle/time.Second), nil)
-	if err != nil {
-		return err
-	}
-	if ceased > 0 {
-		s.log.Info("the time of deleted points in the recycle bin is over", "points", ceased)
-	}
-	low := s.lowSpace != nil && s.lowSpace()
-	if ceased == 0 && due == 0 && !low {
-		return nil
-	}
-	if low && ceased == 0 && due == 0 && now-s.lowPruned < int64(lowPruneEvery/time.Second) {
-		return nil
-	}
-	s.lowPruned = now
-	for zone := range s.zones {
-		_, err := s.Prune(ctx, Origin{Zone: zone}, PruneOptions{})
-		if errs.Is(err, errs.Busy) {
-			return nil // the next tick tries again
-		}
-		return err
-	}
-	return nil
-}
-
-// lowPruneEvery is how often low space alone makes a prune.
-const lowPruneEvery = 10 * time.Minute

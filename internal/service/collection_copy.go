@@ -147,3 +147,24 @@ func (c *collection) commitCopies(tx Tx, session string, got engine.Evacuated) e
 	}
 	return nil
 }
+
+// heal empties damaged packs as far as every needed record of them can be read
+// or is stored elsewhere too, and deletes those that nothing needs.
+func (c *collection) heal(ctx context.Context, damaged []string) error {
+	for _, step := range []func(context.Context) error{c.begin, c.mark, c.condemn, c.erase} {
+		if err := step(ctx); err != nil {
+			return err
+		}
+	}
+	for _, id := range damaged {
+		p := c.packs[id]
+		if !c.condemnable(p) || !c.marks.Needed(id) || p.Kind != "data" && p.Kind != "node" {
+			continue
+		}
+		// One by one: what cannot be healed holds nothing else up.
+		if err := c.copyOut(ctx, []string{id}); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -45,8 +45,23 @@ func crashCases() []crashCase {
 		crashCase{name: "delete volumes", prepare: prepareVolumes, act: func(p *process, ids []string) (job.Job, error) { return p.deleteVolumes(ids...) }},
 		crashCase{name: "resize", prepare: prepareVolumes, act: func(p *process, ids []string) (job.Job, error) { return p.resize(300, ids[:2]...) }, verify: verifyResize},
 		crashCase{name: "import", prepare: prepareChain, act: func(p *process, _ []string) (job.Job, error) { return p.imported("0123456789", 10) }},
+		crashCase{name: "undelete", prepare: prepareDeleted, act: func(p *process, ids []string) (job.Job, error) {
+			return p.Undelete(context.Background(), service.SnapshotSet{Origin: origin, IDs: ids[3:4]})
+		}, verify: verifyUndelete},
+		crashCase{name: "prune", prepare: prepareDeleted, act: func(p *process, _ []string) (job.Job, error) {
+			return p.Prune(context.Background(), origin, service.PruneOptions{})
+		}, verify: func(p *process, ids []string, _ bool) { p.wantInBin(ids[2:4]) }},
+		crashCase{name: "prune and empty the bin", prepare: prepareDeleted, act: func(p *process, _ []string) (job.Job, error) {
+			return p.Prune(context.Background(), origin, service.PruneOptions{EmptyBin: true})
+		}, verify: verifyEmptied},
+		crashCase{name: "scrub and repair", prepare: prepareChain, act: func(p *process, _ []string) (job.Job, error) {
+			return p.Scrub(context.Background(), origin, service.ScrubOptions{Repair: true})
+		}},
+		crashCase{name: "scrub a part", prepare: prepareChain, act: func(p *process, _ []string) (job.Job, error) {
+			return p.Scrub(context.Background(), origin, service.ScrubOptions{Budget: 1 << 20})
+		}},
 		crashCase{name: "scrub", prepare: prepareChain, act: func(p *process, _ []string) (job.Job, error) {
-			return p.Scrub(context.Background(), zone, "req-2")
+			return p.Scrub(context.Background(), origin, service.ScrubOptions{})
 		}},
 	)
 }

@@ -71,7 +71,7 @@ func TestAFullThatWasNotAskedForSaysWhy(t *testing.T) {
 		{"a node of the parent is damaged", func(p *process, _, head string) { p.mover.deep[head] = true }, "cannot be read"},
 		{"the parent was found damaged", func(p *process, _, head string) {
 			p.mover.damaged[head] = true
-			j, err := p.Scrub(context.Background(), zone, "")
+			j, err := p.Scrub(context.Background(), origin, service.ScrubOptions{})
 			p.bad("1 damaged", j, err)
 		}, "is damaged"},
 		{"the chain is at its limit", func(p *process, v, _ string) { p.point(v); p.point(v) }, "limit of 3"},

@@ -329,6 +329,22 @@ func (m *mover) FreedBytes(_ context.Context, _ []engine.PackRow, doomed, surviv
 	return int64(1000*len(doomed) + len(survivors)), nil
 }
 
+func (m *mover) HealCopies(_ context.Context, blobs []string) ([]string, error) {
+	return blobs, m.f.do("HealCopies", func() error { return nil })
+}
+
+func (m *mover) CheckPacks(_ context.Context, packs []engine.PackRecord) (v engine.Verified, err error) {
+	for _, p := range packs {
+		if m.damaged[strings.TrimPrefix(p.Name[:strings.LastIndexByte(p.Name, '.')], "point/")] {
+			v.Damage = append(v.Damage, engine.Damage{Blob: p.Name, What: "damaged"})
+		} else {
+			v.Whole = append(v.Whole, p.ID)
+		}
+		v.BytesRead += p.Bytes
+	}
+	return v, m.f.do("CheckPacks", func() error { return nil })
+}
+
 func (m *mover) Scrub(_ context.Context, points []engine.PointRef, packs []engine.PackRecord, progress engine.Progress) (engine.ScrubReport, error) {
 	r := engine.ScrubReport{Points: len(points), Blobs: len(packs)}
 	for _, p := range points {

@@ -54,6 +54,10 @@ type Engine interface {
 	// DeletePacks deletes blobs that the rows say are DELETING.
 	DeletePacks(ctx context.Context, packs []engine.PackRecord) error
 
+	// HealCopies writes damaged or missing copies of blobs anew from whole ones.
+	HealCopies(ctx context.Context, blobs []string) (healed []string, err error)
+	// CheckPacks reads all copies of some packs afresh and checks every bit.
+	CheckPacks(ctx context.Context, packs []engine.PackRecord) (engine.Verified, error)
 	// Scrub reads and checks every blob and every point listed.
 	Scrub(ctx context.Context, points []engine.PointRef, packs []engine.PackRecord, progress engine.Progress) (engine.ScrubReport, error)
 }

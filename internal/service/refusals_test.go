@@ -83,7 +83,7 @@ func TestRefusals(t *testing.T) {
 		{"volumes of an unknown zone", second(p.Volumes(ctx, service.VolumeFilter{Zone: "mars"})), errs.NotFound, "mars"},
 		{"jobs of an unknown zone", second(p.UnfinishedJobs(ctx, "mars")), errs.NotFound, "mars"},
 		{"unknown job", second(p.Job(ctx, "none")), errs.NotFound, "none"},
-		{"scrub of an unknown zone", second(p.Scrub(ctx, "mars", "")), errs.NotFound, "mars"},
+		{"scrub of an unknown zone", second(p.Scrub(ctx, service.Origin{Zone: "mars"}, service.ScrubOptions{})), errs.NotFound, "mars"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) { refused(t, tt.kind, tt.words, tt.err) })

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"cairn/internal/errs"
+	"cairn/internal/service"
 )
 
 // A point that a scrub found damaged is exported only as a salvage, which says
@@ -16,7 +17,7 @@ func TestSalvage(t *testing.T) {
 		ctx := context.Background()
 		ids := prepareChain(p)
 		p.mover.damaged[ids[2]] = true
-		j, err := p.Scrub(ctx, zone, "req")
+		j, err := p.Scrub(ctx, origin, service.ScrubOptions{})
 		p.bad("found 1 damaged", j, err)
 		_, err = p.ExportSnapshot(ctx, zone, ids[2])
 		refused(t, errs.Conflict, "salvage", err)

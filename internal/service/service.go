@@ -37,6 +37,9 @@ const (
 const (
 	DefaultRecycleBin = 2 * time.Hour
 	DefaultMaxCopy    = 16 << 30
+	// A day's budget of 16 GiB reads half a terabyte in a month.
+	DefaultScrubEvery  = 24 * time.Hour
+	DefaultScrubBudget = 16 << 30
 )
 
 // Config is all that a Service needs. Fields without a default are required.
@@ -54,6 +57,10 @@ type Config struct {
 	RetryDelay     time.Duration // before an apply that has begun tries again; doubles; 1 s
 	RecycleBin     time.Duration // uptime for which deleted points can be brought back; 2 h
 	MaxCopy        int64         // bytes that one prune copies to get at garbage; 16 GiB
+	// ScrubEvery is the uptime between two scrubs that the server makes by
+	// itself, of ScrubBudget bytes each; 24 h and 16 GiB. Negative: none.
+	ScrubEvery  time.Duration
+	ScrubBudget int64
 	// LowSpace tells whether the repository's disk is nearly full. May be nil.
 	LowSpace func() bool
 	Clock    func() time.Time
@@ -62,15 +69,17 @@ type Config struct {
 
 // Service carries out the use cases. Any number of goroutines may call it.
 type Service struct {
-	store   Store
-	engine  Engine
-	drivers map[string]volume.Driver
-	zones   map[string]bool
-	ownDirs []string
-	max     int
-	retry   time.Duration
-	recycle time.Duration
-	maxCopy int64
+	store       Store
+	engine      Engine
+	drivers     map[string]volume.Driver
+	zones       map[string]bool
+	ownDirs     []string
+	max         int
+	retry       time.Duration
+	recycle     time.Duration
+	maxCopy     int64
+	scrubEvery  time.Duration
+	scrubBudget int64
 	// lowSpace is Config's; lowPruned is the uptime when it last made a prune,
 	// and Keep's alone.
 	lowSpace  func() bool
@@ -126,6 +135,7 @@ func configured(cfg Config) (*Service, error) {
 	}
 	s := &Service{
 		store: cfg.Store, engine: cfg.Engine, drivers: cfg.Drivers, zones: map[string]bool{},
+		scrubEvery: cfg.ScrubEvery, scrubBudget: cfg.ScrubBudget,
 		recycle: cfg.RecycleBin, maxCopy: cfg.MaxCopy, lowSpace: cfg.LowSpace,
 		max: cfg.MaxChainPoints, retry: cfg.RetryDelay, clock: cfg.Clock, log: cfg.Log, owner: newUUID(),
 	}
@@ -140,6 +150,12 @@ func configured(cfg Config) (*Service, error) {
 	}
 	if s.maxCopy == 0 {
 		s.maxCopy = DefaultMaxCopy
+	}
+	if s.scrubEvery == 0 {
+		s.scrubEvery = DefaultScrubEvery
+	}
+	if s.scrubBudget == 0 {
+		s.scrubBudget = DefaultScrubBudget
 	}
 	if s.clock == nil {
 		s.clock = time.Now

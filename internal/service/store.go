@@ -150,6 +150,7 @@ type Pack struct {
 	Bytes   int64
 	// Condemned is the epoch of the collection that condemned it; 0: LIVE.
 	Condemned int64
+	Verified  time.Time // when a scrub last found every bit right; zero: never
 	// Damaged: a scrub found something of it missing or wrong in every copy.
 	// No new point refers to it.
 	Damaged bool
@@ -240,6 +241,9 @@ type Tx interface {
 	Packs(fn func(p Pack) error) error
 	// AllPacks streams every pack row, with the state of its session.
 	AllPacks(fn func(p Pack, session SessionState) error) error
+	// PacksToVerify lists packs of committed sessions that are not DELETING, at
+	// most limit of them, longest not verified first.
+	PacksToVerify(limit int) ([]Pack, error)
 	// LeavingPacks lists the packs that are CONDEMNED or DELETING.
 	LeavingPacks() ([]Pack, error)
 	Pack(id string) (p Pack, ok bool, err error)

@@ -5,7 +5,9 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
+	"cairn/internal/chain"
 	"cairn/internal/errs"
 	"cairn/internal/job"
 	"cairn/internal/service"
@@ -223,8 +225,117 @@ func testPacks(t *testing.T, s service.Store) {
 		t.Errorf("Packs returned %v, want fn's error as it is", err)
 	}
 
+	testPackStates(t, s)
 	update(t, s, func(tx service.Tx) error { return tx.DeletePacks("ee", "unknown", "aa") })
 	update(t, s, func(tx service.Tx) error { return tx.DeletePacks() })
 	equal(t, "deleted", len(of("job-B")), 0)
 	equal(t, "the others stay", all(), []string{"bb", "dd"})
+}
+
+// testPackStates knows the packs of testPacks: aa, bb, dd of a committed
+// session, ee of an aborted one.
+func testPackStates(t *testing.T, s service.Store) {
+	states := func() map[string]string {
+		got := map[string]string{}
+		view(t, s, func(tx service.Tx) error {
+			return tx.AllPacks(func(p service.Pack, session service.SessionState) error {
+				got[p.ID] = string(p.State) + " " + string(session)
+				_, err := tx.Setting("k") // fn may use the transaction
+				return err
+			})
+		})
+		return got
+	}
+	equal(t, "all packs", states(), map[string]string{
+		"aa": "LIVE COMMITTED", "bb": "LIVE COMMITTED", "dd": "LIVE COMMITTED", "ee": "LIVE ABORTED"})
+	change := func(id string, fn func(p *service.Pack)) {
+		update(t, s, func(tx service.Tx) error {
+			p, ok, err := tx.Pack(id)
+			equal(t, "pack "+id+" is there", ok, true)
+			must(t, err)
+			fn(&p)
+			return tx.UpdatePack(p)
+		})
+	}
+	at := time.Unix(1700000000, 5000).UTC()
+	change("bb", func(p *service.Pack) {
+		p.State, p.Condemned, p.Stamped, p.Damaged, p.Verified = service.PackCondemned, 7, 8, true, at
+	})
+	change("dd", func(p *service.Pack) { p.State = service.PackDeleting })
+	view(t, s, func(tx service.Tx) error {
+		p, _, err := tx.Pack("bb")
+		must(t, err)
+		equal(t, "every column", []any{p.State, p.Condemned, p.Stamped, p.Damaged, p.Verified, p.Bytes},
+			[]any{service.PackCondemned, int64(7), int64(8), true, at, int64(1 << 25)})
+		_, ok, err := tx.Pack("zz")
+		equal(t, "an unknown pack", ok, false)
+		must(t, err)
+		leaving, err := tx.LeavingPacks()
+		must(t, err)
+		equal(t, "leaving", []string{leaving[0].ID, leaving[1].ID}, []string{"bb", "dd"})
+		verify, err := tx.PacksToVerify(10)
+		must(t, err)
+		var ids []string
+		for _, p := range verify {
+			ids = append(ids, p.ID)
+		}
+		equal(t, "longest not verified first, none that is being deleted or was never committed", ids, []string{"aa", "bb"})
+		return nil
+	})
+	err := s.Update(t.Context(), func(tx service.Tx) error { return tx.UpdatePack(service.Pack{ID: "zz", Session: "job-A"}) })
+	kind(t, err, errs.NotFound, "zz")
+	stray := service.Pack{ID: "st", Kind: "data", Name: "data/st", Session: "job-A", State: service.PackDeleting}
+	update(t, s, func(tx service.Tx) error { return tx.PutLeavingPack(stray) })
+	err = s.Update(t.Context(), func(tx service.Tx) error { return tx.PutLeavingPack(stray) })
+	kind(t, err, errs.Exists, "st")
+	live := stray
+	live.ID, live.State = "li", service.PackLive
+	if err := s.Update(t.Context(), func(tx service.Tx) error { return tx.PutLeavingPack(live) }); err == nil {
+		t.Error("a LIVE pack was taken in without a session")
+	}
+	update(t, s, func(tx service.Tx) error {
+		must(t, tx.DeletePacks("st"))
+		return tx.PutSession(service.Session{ID: "job-open", Term: 4, State: service.SessionActive})
+	})
+	view(t, s, func(tx service.Tx) error {
+		open, err := tx.ActiveSessions()
+		equal(t, "active sessions", open, []service.Session{{ID: "job-open", Term: 4, State: service.SessionActive}})
+		return err
+	})
+	change("bb", func(p *service.Pack) { p.State = service.PackLive })
+	change("dd", func(p *service.Pack) { p.State = service.PackLive })
+}
+
+func testRecycleBin(t *testing.T, s service.Store) {
+	for i, id := range []string{"ss-A", "ss-B", "ss-C", "ss-D"} {
+		p := service.Snapshot{Zone: "ac1", Name: id, BinClock: int64(10 * i)}
+		p.ID, p.ResourceID, p.RootID, p.Status, p.Full = id, "vol-A", id, chain.Deleted, true
+		if id == "ss-D" {
+			p.Status = chain.Available
+		}
+		update(t, s, func(tx service.Tx) error { return tx.InsertSnapshot(p) })
+	}
+	expired := func(clock int64, limit int) (ids []string) {
+		view(t, s, func(tx service.Tx) error {
+			rows, err := tx.ExpiredPoints(clock, limit)
+			for _, r := range rows {
+				ids = append(ids, r.ID)
+			}
+			return err
+		})
+		return ids
+	}
+	equal(t, "longest deleted first", expired(10, 10), []string{"ss-A", "ss-B"})
+	equal(t, "limit", expired(99, 1), []string{"ss-A"})
+	equal(t, "only deleted ones", expired(99, 10), []string{"ss-A", "ss-B", "ss-C"})
+	equal(t, "none yet", len(expired(-1, 10)), 0)
+	update(t, s, func(tx service.Tx) error {
+		must(t, tx.SetUnique("ss-D", 12345))
+		return tx.SetUnique("ss-GONE", 1) // one that is gone is passed over
+	})
+	view(t, s, func(tx service.Tx) error {
+		p, err := tx.Snapshot("", "ss-D")
+		equal(t, "unique bytes", []any{p.UniqueBytes, p.UniqueKnown}, []any{int64(12345), true})
+		return err
+	})
 }

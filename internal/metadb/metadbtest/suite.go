@@ -47,6 +47,7 @@ func Run(t *testing.T, open func(t *testing.T) service.Store) {
 		{"pins", testPins},
 		{"sessions", testSessions},
 		{"packs", testPacks},
+		{"recycle bin", testRecycleBin},
 		{"settings", testSettings},
 		{"many at once", testConcurrent},
 	}
