@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"cairn/internal/blobstore"
 	"cairn/internal/errs"
@@ -154,10 +155,23 @@ func writeKey(path string, key repo.Key) error {
 	if err = errors.Join(err, f.Close()); err != nil {
 		return fmt.Errorf("write the key file %s: %w", path, err)
 	}
-	if err := os.Link(f.Name(), path); err != nil {
+	if err := publish(f.Name(), path); err != nil {
 		return fmt.Errorf("put the key file in place: %w", err)
 	}
-	return syncFolder(dir)
+	return nil
+}
+
+// publish gives a synced file the name path durably, and never takes it from
+// another one (fs.ErrExist). Memory sticks have no hard links.
+func publish(tmp, path string) error {
+	err := os.Link(tmp, path)
+	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) {
+		err = unix.Renameat2(unix.AT_FDCWD, tmp, unix.AT_FDCWD, path, unix.RENAME_NOREPLACE)
+	}
+	if err != nil {
+		return err
+	}
+	return syncFolder(filepath.Dir(path))
 }
 
 func syncFolder(dir string) error {

@@ -137,16 +137,13 @@ func (l *folderLock) claim() error {
 	defer os.Remove(tmp) //nolint:errcheck // it has another name by then, or is worth nothing
 	path := filepath.Join(l.dir, ownerName)
 	for range lockTries {
-		// Another host may do the same at this moment: linking lets one win.
-		err := os.Link(tmp, path)
-		if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) {
-			err = unix.Renameat2(unix.AT_FDCWD, tmp, unix.AT_FDCWD, path, unix.RENAME_NOREPLACE)
-		}
+		// Another host may do the same at this moment: one wins.
+		err := publish(tmp, path)
 		if err == nil {
-			return syncFolder(l.dir)
+			return nil
 		}
 		if !errors.Is(err, fs.ErrExist) {
-			return fmt.Errorf("write the lock record: %w", err)
+			return fmt.Errorf("put the lock record in place: %w", err)
 		}
 		o, err := readOwner(l.dir)
 		if errors.Is(err, fs.ErrNotExist) {
