@@ -61,8 +61,8 @@ func newKeyAddCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "add --data-dir DIR --new-key-file FILE | --new-passphrase | --new-passphrase-file FILE",
 		Short: "Add a key file or a passphrase to a repository (server stopped)",
-		Long: `Add a key slot for a new key file, which is made, or for a new passphrase. What
-opened the repository before goes on to. The server must be stopped.
+		Long: `Add a key slot for a new key file, which is made, or for a new passphrase. All
+earlier keys go on to open the repository. The server must be stopped.
 
 Passphrases are stretched with Argon2id (64 MiB, 3 passes). Serve with one by
 cairn serve --passphrase-file FILE or CAIRN_PASSPHRASE_FILE.`,
@@ -135,7 +135,7 @@ opening nothing. For a passphrase name the new one with --new-passphrase-file,
 or it is asked for. For a recovery key the new one is printed. After a crash at
 any moment either the old or the new key opens the repository.
 
-Mind that ` + stillReads + `.`,
+` + stillReads,
 		Example: `  cairn key rotate --data-dir /var/lib/cairn
   cairn key rotate --data-dir /var/lib/cairn --passphrase-file old --new-passphrase-file new`,
 		Args: arity(),
@@ -172,7 +172,7 @@ func (w keyWork) rotate(ctx context.Context, n newSecret) (err error) {
 	if err != nil {
 		return err
 	}
-	w.note("Mind that %s.", stillReads)
+	w.note("%s", stillReads)
 	return w.print(report)
 }
 
@@ -240,8 +240,8 @@ func newKeyRecoveryCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "recovery --data-dir DIR",
 		Short: "Make a recovery key and print it (server stopped)",
-		Long: `Make a recovery key, add a slot for it, and print it to stdout: ten groups of five
-letters and digits that survive paper. Letters that look like digits are taken
+		Long: `Make a recovery key, add a slot for it, and print it to stdout: ten groups of
+five letters and digits that survive paper. Letters that look like digits are taken
 for them, and each group has a check of its own, so that a typing error is named
 by its group. It is shown this once. Keep it apart from the repository: whoever
 has both reads everything. The server must be stopped.
@@ -251,8 +251,8 @@ a file that you name with --key-file:
 
   cairn key add --data-dir DIR --ask --new-key-file DIR/repo.key
 
-With --replace the new one takes the place of all earlier recovery keys. Mind
-that ` + stillReads + `.`,
+With --replace the new one takes the place of all earlier recovery keys.
+` + stillReads,
 		Args: arity(),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.run(func(ctx context.Context, w keyWork, _ []string) error {
@@ -289,7 +289,7 @@ func (w keyWork) recovery(ctx context.Context, drop []repo.KeySlotID) error {
 		return errs.Wrap(errs.Internal, err, "the recovery key could not be printed and is lost; remove its slot %s and make another", short(report.added[0].ID))
 	}
 	if len(drop) > 0 {
-		w.note("Mind that %s.", stillReads)
+		w.note("%s", stillReads)
 	}
 	w.note("Write it down or print it, and keep it apart from the repository. It is not shown again.")
 	return nil

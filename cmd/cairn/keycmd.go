@@ -17,7 +17,9 @@ import (
 
 // stillReads is what the removal of a key cannot do, for help texts and for
 // who has just done it.
-const stillReads = "a removed key still opens every copy that was made of the repository's header before, and so reads all points, older and newer; against a key that leaked only a new repository helps"
+const stillReads = `Mind that a removed key still opens every copy that was made of the
+repository's header before, and so reads all points, older and newer. Against a
+key that leaked only a new repository helps.`
 
 // shownID is how many digits of a slot's id people see, and shortestID how
 // many they must type at least.
@@ -40,7 +42,7 @@ first: they refuse while it runs. They open the repository with DIR/repo.key,
 or with --key-file or --passphrase-file, or ask with --ask. No secret ever
 stands on a command line.
 
-Mind that `+stillReads+`.`,
+`+stillReads,
 		newKeyListCommand(), newKeyAddCommand(), newKeyRemoveCommand(), newKeyRotateCommand(), newKeyRecoveryCommand())
 }
 
@@ -205,7 +207,7 @@ func newKeyRemoveCommand() *cobra.Command {
 server must be stopped. The repository is opened with another key than the one
 to be removed, which proves that it can still be opened afterwards.
 
-Mind that ` + stillReads + `.`,
+` + stillReads,
 		Example: `  cairn key remove 3fa4c2d1 --data-dir /var/lib/cairn`,
 		Args:    arity("SLOT"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -235,6 +237,6 @@ func (w keyWork) remove(ctx context.Context, prefix string, yes bool) error {
 	if _, err := w.slots.Change(ctx, nil, []repo.KeySlotID{slot.ID}, time.Now()); err != nil {
 		return err
 	}
-	w.note("Mind that %s.", stillReads)
+	w.note("%s", stillReads)
 	return w.print(keyReport{removed: []repo.KeySlot{slot}})
 }
