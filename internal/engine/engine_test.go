@@ -2,6 +2,8 @@ package engine
 
 import (
 	"bytes"
+	"errors"
+	"io"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -12,6 +14,7 @@ import (
 	"pgregory.net/rapid"
 
 	"cairn/internal/errs"
+	"cairn/internal/extent"
 	"cairn/internal/repo"
 )
 
@@ -318,5 +321,29 @@ func TestExportQcow2(t *testing.T) {
 	cmd.WaitDelay = time.Minute
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("qemu-img compare: %v\n%s", err, out)
+	}
+}
+
+// Behind the last byte there is no data, even if the last chunk goes on.
+func TestNoDataBehindTheEnd(t *testing.T) {
+	r := newRig(t)
+	v := newVolume(chunkSize + 100)
+	if err := v.WriteAt(t.Context(), []byte{1}, chunkSize+99); err != nil {
+		t.Fatal(err)
+	}
+	m, err := r.e.manifest(t.Context(), r.take(v, nil).Ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &point{e: r.e, m: m}
+	for off, want := range map[int64]extent.Range{0: {Off: chunkSize, Len: 100}, chunkSize + 40: {Off: chunkSize + 40, Len: 60}} {
+		if got, err := p.Data(t.Context(), off); err != nil || got != want {
+			t.Errorf("at %d: %+v, %v", off, got, err)
+		}
+	}
+	for _, off := range []int64{chunkSize + 100, chunkSize + 101, 1 << 40} {
+		if got, err := p.Data(t.Context(), off); !errors.Is(err, io.EOF) {
+			t.Errorf("at %d: %+v, %v", off, got, err)
+		}
 	}
 }

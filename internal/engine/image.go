@@ -85,8 +85,8 @@ func (i *image) raw(ctx context.Context, w io.Writer) error {
 	g, ctx := errgroup.WithContext(ctx)
 	inFlight := i.workers + 2
 	bufs := make(chan []byte, inFlight)
-	for range inFlight {
-		bufs <- make([]byte, leafSize)
+	for range min(int64(inFlight), (i.size+leafSize-1)/leafSize) {
+		bufs <- make([]byte, min(leafSize, i.size))
 	}
 	todo := make(chan *piece)
 	order := make(chan *piece, inFlight)
@@ -163,6 +163,9 @@ var errStop = errors.New("found")
 
 func (p *point) Data(ctx context.Context, off int64) (extent.Range, error) {
 	var found extent.Range
+	if off >= p.m.SizeBytes {
+		return found, io.EOF // else the last chunk, begun before off, would be found
+	}
 	first := off / chunkSize
 	err := p.e.r.Walk(ctx, p.m.Root, first, repo.Chunks(p.m.SizeBytes), nil, func(idx int64, n *repo.Node) error {
 		i := max(0, first-idx*fanout)

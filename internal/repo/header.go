@@ -70,6 +70,7 @@ func newestHeader(ctx context.Context, store blobstore.Store, decode func([]byte
 		return err
 	}
 	var all []error
+	var refused error // by a whole copy: another's header, or not opened by the key
 	damage := true
 	for _, name := range headerCopies(newest) {
 		b, err := readSmall(ctx, store, name, blobHeaderMax)
@@ -78,12 +79,18 @@ func newestHeader(ctx context.Context, store blobstore.Store, decode func([]byte
 			if h, err = decode(b); err == nil {
 				err = h.CheckGeneration(newest)
 			}
-			if err == nil || !errs.Is(err, errs.Corrupt) {
-				return err
+			if err == nil {
+				return nil
+			}
+			if refused == nil && !errs.Is(err, errs.Corrupt) {
+				refused = err
 			}
 		}
 		damage = damage && (isDamage(err) || errs.Is(err, errs.Corrupt))
 		all = append(all, fmt.Errorf("%s: %w", name, err))
+	}
+	if refused != nil {
+		return refused
 	}
 	if !damage {
 		return fmt.Errorf("read the repository header: %w", errors.Join(all...))

@@ -35,7 +35,7 @@ func (r *Repo) wholeCopy(ctx context.Context, name string) ([]byte, error) {
 		return nil, fmt.Errorf("%w: no blob of a repository has the name %s", pack.ErrDamaged, name)
 	}
 	if header {
-		return r.header.Encode(r.master), nil
+		return r.header.Encode(r.master), nil // the newest is the only one that is kept
 	}
 	x, err := r.NewReader()
 	if err != nil {
