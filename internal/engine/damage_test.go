@@ -4,10 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"maps"
 	"math/rand/v2"
-	"slices"
-	"strings"
 	"testing"
 
 	"cairn/internal/blobstore"
@@ -117,104 +114,6 @@ func TestReadFailsAtEveryCall(t *testing.T) {
 		}
 		if !errors.Is(err, faulty.ErrInjected) || errs.Is(err, errs.Corrupt) {
 			t.Fatalf("read %d: %v", n, err)
-		}
-	}
-}
-
-// Every blob in turn is flipped, cut, removed or swapped with another: scrub
-// names it, a point that has a second copy still reads, and nothing ever reads
-// back wrong.
-func TestEveryDamageIsNoticed(t *testing.T) {
-	ctx := t.Context()
-	st := mem.New()
-	r := newRigOn(t, st)
-	rng := rand.New(rand.NewPCG(9, 1))
-	v := newVolume(12 << 20)
-	b := make([]byte, 10<<20)
-	fill(rng, b)
-	for i := 0; i < len(b); i += 3 << 20 {
-		clear(b[i : i+1<<20])
-	}
-	must := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	must(v.WriteAt(ctx, b, 0))
-	one, wantOne := r.take(v, nil), v.bytes()
-	must(v.WriteAt(ctx, []byte("a few bytes"), 123456))
-	two, wantTwo := r.take(v, &one.Ref), v.bytes()
-	blobs := map[string][]byte{}
-	must(st.List(ctx, "", func(i blobstore.Info) error {
-		buf := make([]byte, i.Size)
-		_, err := st.ReadAt(ctx, i.Name, buf, 0)
-		blobs[i.Name] = buf
-		return err
-	}))
-	names := slices.Sorted(maps.Keys(blobs))
-	cases := 0
-	for n, name := range names {
-		for what, blob := range damages(rng, blobs[name], blobs[names[(n+1)%len(names)]]) {
-			if bytes.Equal(blob, blobs[name]) {
-				continue // the second copy of the same blob
-			}
-			cases++
-			hurt := st.Clone()
-			if blob == nil {
-				must(hurt.Delete(ctx, name))
-			} else {
-				must(hurt.Damage(name, func([]byte) []byte { return blob }))
-			}
-			r.store = hurt
-			r.reopen()
-			single := strings.HasPrefix(name, "data/")
-			readsRightOrFails(t, r, name+" "+what, !single, map[PointRef][]byte{one.Ref: wantOne, two.Ref: wantTwo})
-			if strings.HasPrefix(name, "header/") && blob == nil {
-				continue // written anew when the repository was opened
-			}
-			rep, err := r.e.Scrub(ctx, []PointRef{one.Ref, two.Ref}, slices.Collect(maps.Values(r.packs)), nil)
-			must(err)
-			if !slices.ContainsFunc(rep.Damage, func(d Damage) bool { return d.Blob == name }) {
-				t.Errorf("%s %s: scrub does not name it: %+v", name, what, rep.Damage)
-			}
-			if !single && len(rep.DamagedPoint) > 0 {
-				t.Errorf("%s %s: points %v are called damaged, but a second copy is there", name, what, rep.DamagedPoint)
-			}
-		}
-	}
-	t.Logf("%d damages of %d blobs", cases, len(names))
-	r.store = st
-	r.reopen()
-	r.scrub(one.Ref, two.Ref)
-}
-
-// damages lists ways in which a blob may be wrong. nil: missing.
-func damages(rng *rand.Rand, blob, other []byte) map[string][]byte {
-	flip := func(i int) []byte {
-		b := bytes.Clone(blob)
-		b[i] ^= 1 << rng.IntN(8)
-		return b
-	}
-	out := map[string][]byte{
-		"missing": nil, "swapped": other, "empty": {}, "cut": blob[:len(blob)/2], "longer": append(bytes.Clone(blob), 0),
-		"first byte": flip(0), "last byte": flip(len(blob) - 1), "middle": flip(len(blob) / 2), "header": flip(min(100, len(blob)-1)),
-		"record": flip(min(120, len(blob)-1)), "somewhere": flip(rng.IntN(len(blob))),
-	}
-	return out
-}
-
-func readsRightOrFails(t *testing.T, r *rig, what string, mustRead bool, points map[PointRef][]byte) {
-	t.Helper()
-	for ref, want := range points {
-		got, err := r.export(ref)
-		switch {
-		case err == nil && !bytes.Equal(got, want):
-			t.Errorf("%s: %s reads back wrong without an error", what, ref.Snapshot)
-		case err != nil && mustRead:
-			t.Errorf("%s: %s cannot be read: %v", what, ref.Snapshot, err)
-		case err != nil && !errs.Is(err, errs.Corrupt):
-			t.Errorf("%s: %s fails, but not as damage: %v", what, ref.Snapshot, err)
 		}
 	}
 }
