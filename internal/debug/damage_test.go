@@ -29,6 +29,7 @@ func TestDamageIsNamedAndReadPast(t *testing.T) {
 			}
 		}
 	}
+	cases := 0
 	for _, name := range names {
 		b := whole[name]
 		for what, hurt := range map[string]func([]byte) []byte{
@@ -42,6 +43,7 @@ func TestDamageIsNamedAndReadPast(t *testing.T) {
 			} else {
 				r.damage(name, hurt)
 			}
+			cases++
 			r.checkDamaged(name, what, records)
 			if hurt == nil {
 				if err := r.store.Put(t.Context(), name, b); err != nil {
@@ -53,6 +55,7 @@ func TestDamageIsNamedAndReadPast(t *testing.T) {
 		}
 	}
 	r.must(overview)
+	t.Logf("%d damages of %d blobs", cases, len(names))
 }
 
 func (r *rig) checkDamaged(name, what string, records map[string]int) {

@@ -276,6 +276,7 @@ func TestSalvageAroundNodePacks(t *testing.T) {
 	if tried < 2 {
 		t.Fatalf("only %d of %d nodes lie in node packs", tried, len(l.nodes))
 	}
+	t.Logf("%d damages", 3*tried)
 }
 
 // A manifest that is damaged in one copy, or in both but not at the same

@@ -82,6 +82,7 @@ func TestEveryFlippedByteIsNoticed(t *testing.T) {
 			t.Fatalf("cut to %d bytes: %v", n, err)
 		}
 	}
+	t.Logf("%d flips and %d cuts", 2*len(blob), len(blob))
 }
 
 // A record read by itself, as restores do, is bound to its pack and its ids.

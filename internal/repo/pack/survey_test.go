@@ -45,6 +45,7 @@ func TestSurveyFindsWhatIsLeft(t *testing.T) {
 	for n := range blob {
 		survey(blob[:n], func(l addr.Loc) bool { return int(l.Off+l.Len) <= n })
 	}
+	t.Logf("%d flips and %d cuts", len(blob), len(blob))
 	v := NewSurvey(p, aead, blob)
 	if v.FooterErr != nil || v.ContentErr != nil || v.DirectoryErr != nil || v.Scanned || len(v.Entries) != len(locs) {
 		t.Errorf("a whole pack: %+v", v)
