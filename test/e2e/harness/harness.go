@@ -13,6 +13,8 @@
 package harness
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -104,4 +106,10 @@ func Poll(atMost time.Duration, ok func() bool) bool {
 		time.Sleep(pause)
 	}
 	return false
+}
+
+// Sum is a short name of some bytes.
+func Sum(b []byte) string {
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:8])
 }
