@@ -9,6 +9,7 @@ import (
 
 	"cairn/internal/repo/addr"
 	"cairn/internal/repo/index"
+	"cairn/internal/repo/pack"
 	"cairn/internal/repo/tree"
 )
 
@@ -314,10 +315,12 @@ func (s *Session) Committed(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("index pack %s: %w", p.ID, err)
 		}
-		for _, e := range entries {
-			for i, id := range e.IDs {
-				batch = append(batch, index.Entry{ID: id, Pack: p.ID, Offset: e.Off, Length: e.Len, Sub: uint8(i)})
-			}
+		err = eachChunk(p, entries, func(e index.Entry) error {
+			batch = append(batch, e)
+			return nil
+		})
+		if err != nil {
+			return err
 		}
 		if len(batch) >= 128<<10 {
 			if err := s.r.idx.Add(ctx, batch); err != nil {
@@ -362,4 +365,55 @@ func (s *Session) disown(ids []ID) {
 		delete(s.young, id)
 		delete(s.old, id)
 	}
+}
+
+// IndexRebuilt is what RebuildIndex did.
+type IndexRebuilt struct {
+	Packs   int      `json:"packs"`
+	Chunks  int64    `json:"chunks"`
+	Skipped []string `json:"skipped"` // packs whose directory cannot be read, and why
+}
+
+// RebuildIndex makes the dedup index anew from the directories of all stored
+// data packs. Until it ends the old entries serve; if it fails they stay.
+func (r *Repo) RebuildIndex(ctx context.Context) (IndexRebuilt, error) {
+	out := IndexRebuilt{Skipped: []string{}}
+	err := r.idx.Rebuild(ctx, func(add func(index.Entry) error) error {
+		return r.store.List(ctx, "data/", func(b Blob) error {
+			p, header, ok := ParseBlob(b.Name)
+			if !ok || header {
+				return nil
+			}
+			_, entries, err := r.directory(ctx, p, b.Name)
+			if isDamage(err) {
+				out.Skipped = append(out.Skipped, p.ID.String()+": "+err.Error())
+				return nil
+			}
+			if err != nil {
+				return fmt.Errorf("read the directory of %s: %w", b.Name, err)
+			}
+			out.Packs++
+			return eachChunk(p, entries, func(e index.Entry) error {
+				out.Chunks++
+				return add(e)
+			})
+		})
+	})
+	if err != nil {
+		return out, fmt.Errorf("rebuild the dedup index: %w", err)
+	}
+	return out, nil
+}
+
+// eachChunk gives the index entries of a data pack's chunks.
+func eachChunk(p Pack, entries []pack.Entry, fn func(index.Entry) error) error {
+	for _, e := range entries {
+		for i, id := range e.IDs {
+			err := fn(index.Entry{ID: id, Pack: p.ID, Offset: e.Off, Length: e.Len, Sub: uint8(i)})
+			if err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
