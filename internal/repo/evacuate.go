@@ -33,6 +33,7 @@ type evacuation struct {
 	x      *Reader
 	frames *Frames
 	data   *pack.Builder
+	memory []byte // data's
 	node   *pack.Builder
 	moved  map[PackID]*reloc.Table
 	healed bool // something of the pack at hand was
@@ -77,9 +78,9 @@ func (s *Session) Evacuate(ctx context.Context, m *Marker, victims []Pack) (Evac
 
 // letGo gives the memory of a pack back that was not put.
 func (e *evacuation) letGo() {
-	if e.data != nil {
-		e.s.buffers <- e.data.Discard()
-		e.data = nil
+	if e.memory != nil {
+		e.s.r.memory.put(e.memory)
+		e.data, e.memory = nil, nil
 	}
 }
 
@@ -204,16 +205,11 @@ func (e *evacuation) putFrame(ctx context.Context, ids []ID, enc pack.Encoding, 
 		}
 	}
 	if e.data == nil {
-		var buf []byte
-		select {
-		case buf = <-e.s.buffers:
-		case <-ctx.Done():
-			return Loc{}, context.Cause(ctx)
+		var err error
+		if e.memory, err = e.s.r.memory.get(ctx, nil); err != nil {
+			return Loc{}, err
 		}
-		if buf == nil {
-			buf = make([]byte, 0, packTarget+packSlack)
-		}
-		e.data = e.s.r.sealer.NewBuilder(addr.Data, "", buf)
+		e.data = e.s.r.sealer.NewBuilder(addr.Data, "", e.memory)
 	}
 	to, err := e.data.Add(pack.Frame, enc, ids, len(ids)*ChunkSize, encoded)
 	e.out.Copied += int64(to.Len)
@@ -275,11 +271,9 @@ func (e *evacuation) closeData(ctx context.Context) error {
 	if e.data == nil {
 		return nil
 	}
-	p := e.data
-	blob, _ := p.Finish()
-	e.data = nil
-	err := e.s.put(ctx, p.Pack, blob)
-	e.s.buffers <- blob
+	blob, _ := e.data.Finish()
+	err := e.s.put(ctx, e.data.Pack, blob)
+	e.letGo()
 	return err
 }
 

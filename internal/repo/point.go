@@ -3,6 +3,7 @@ package repo
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 
@@ -22,7 +23,7 @@ const (
 	// packRecords bounds a data pack's directory, which is read whole (144
 	// bytes a frame of four): chunks that compress to nothing would else fill
 	// a pack with a hundred thousand frames.
-	packRecords = 6000
+	packRecords = 4000
 	// nodeRoom is the most a sealed node takes: 32 slots, and a pack table
 	// of 32 data or node packs (point packs' names are longer, but at most
 	// 30 of them, a chain, come together).
@@ -78,6 +79,7 @@ type PointWriter struct {
 type openPack struct {
 	*pack.Builder
 	sealing sync.WaitGroup // records that have room and are not sealed yet
+	memory  []byte         // lent; nil: of Go's heap
 }
 
 type frame struct {
@@ -114,7 +116,6 @@ type node struct {
 type finished struct {
 	*openPack
 	source int64
-	buffer bool // its memory goes back to the session
 }
 
 // PointConfig describes a point that is to be written.
@@ -224,11 +225,9 @@ func (w *PointWriter) placeFrames(ctx context.Context, frames []*frame, room []s
 			}
 		}
 		if w.data == nil {
-			buf, err := w.buffer(ctx)
-			if err != nil {
+			if err := w.openData(ctx); err != nil {
 				return room, err
 			}
-			w.data = &openPack{Builder: w.s.r.sealer.NewBuilder(addr.Data, "", buf)}
 		}
 		r, err := w.data.Reserve(pack.Frame, f.encoding, f.ids, len(f.ids)*ChunkSize, len(f.encoded))
 		if err != nil {
@@ -241,20 +240,18 @@ func (w *PointWriter) placeFrames(ctx context.Context, frames []*frame, room []s
 	return room, nil
 }
 
-// buffer waits for memory for a data pack: this is what bounds the bytes in
-// flight.
-func (w *PointWriter) buffer(ctx context.Context) ([]byte, error) {
-	select {
-	case buf := <-w.s.buffers:
-		if buf == nil {
-			buf = make([]byte, 0, packTarget+packSlack)
-		}
-		return buf, nil
-	case <-w.failed:
-		return nil, w.putErr
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+// openData begins a data pack. It waits for memory: this is what bounds the
+// bytes in flight.
+func (w *PointWriter) openData(ctx context.Context) error {
+	memory, err := w.s.r.memory.get(ctx, w.failed)
+	if errors.Is(err, errPutFailed) {
+		return w.putErr
 	}
+	if err != nil {
+		return err
+	}
+	w.data = &openPack{Builder: w.s.r.sealer.NewBuilder(addr.Data, "", memory), memory: memory}
+	return nil
 }
 
 // closeData hands the open data pack to the putter.
@@ -262,7 +259,7 @@ func (w *PointWriter) closeData(ctx context.Context) error {
 	if w.data == nil {
 		return nil
 	}
-	f := finished{openPack: w.data, source: w.source, buffer: true}
+	f := finished{openPack: w.data, source: w.source}
 	w.data, w.source = nil, 0
 	return w.send(ctx, f)
 }
@@ -280,11 +277,11 @@ func (w *PointWriter) send(ctx context.Context, f finished) error {
 	}
 }
 
-// release gives a data pack's memory back to the session.
+// release gives a pack's memory back.
 func (w *PointWriter) release(f finished) {
-	if f.buffer {
+	if f.memory != nil {
 		f.sealing.Wait()
-		w.s.buffers <- f.Discard()
+		w.s.r.memory.put(f.memory)
 	}
 }
 
@@ -449,7 +446,7 @@ func (w *PointWriter) giveUp(err error) error {
 // letGo undoes what a point that was given up did to its session.
 func (w *PointWriter) letGo() {
 	if w.data != nil {
-		w.release(finished{openPack: w.data, buffer: true})
+		w.release(finished{openPack: w.data})
 		w.data = nil
 	}
 	w.s.forgetClaims()

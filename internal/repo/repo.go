@@ -79,6 +79,7 @@ type Repo struct {
 	sealer *pack.Sealer
 	idx    *index.Index
 
+	memory  *packMemory
 	readers sync.Pool // *Reader
 	nodes   *lru[nodeKey, *Node]
 	ciphers *lru[PackID, cipher.AEAD]
@@ -164,7 +165,7 @@ func Open(ctx context.Context, store blobstore.Store, key Opener, indexDir strin
 func newRepo(store blobstore.Store, h *keys.Header, m keys.Master, idx *index.Index) *Repo {
 	return &Repo{
 		store: store, header: h, master: m, sealer: pack.NewSealer(h.Repo, m), idx: idx,
-		nodes: newLRU[nodeKey, *Node](nodeCacheSize), ciphers: newLRU[PackID, cipher.AEAD](keyCacheSize),
+		memory: newPackMemory(), nodes: newLRU[nodeKey, *Node](nodeCacheSize), ciphers: newLRU[PackID, cipher.AEAD](keyCacheSize),
 		moves: newMoves(),
 	}
 }

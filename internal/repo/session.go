@@ -39,8 +39,7 @@ type Recorder interface {
 }
 
 const (
-	packTarget  = 32 << 20
-	packBuffers = 2 // one is filled while the other is put
+	packTarget = 32 << 20
 	// claimCap bounds each of the two generations of the session's own ids
 	// (about 150 bytes each). Forgetting one costs space, never data.
 	claimCap = 64 << 10
@@ -52,8 +51,6 @@ type Session struct {
 	r   *Repo
 	rec Recorder
 
-	buffers chan []byte // free memory for data packs
-
 	mu       sync.Mutex // guards what follows; a leaf of the lock order
 	young    map[ID]*Claim
 	old      map[ID]*Claim
@@ -62,6 +59,7 @@ type Session struct {
 	hits     map[PackID]bool // packs of others that points of this session refer to
 	avoid    map[PackID]bool // packs that are on their way out
 	verified *lru[PackID, map[uint32][]ID]
+	closed   bool
 }
 
 // Claim is one chunk's place in the session: Ready is closed once Place and
@@ -76,29 +74,37 @@ type Claim struct {
 // earlier term made durable become hits, all else of it is deleted.
 func (r *Repo) NewSession(ctx context.Context, rec Recorder) (*Session, error) {
 	s := &Session{
-		r: r, rec: rec, buffers: make(chan []byte, packBuffers),
+		r: r, rec: rec,
 		young: make(map[ID]*Claim), old: make(map[ID]*Claim),
 		hits: make(map[PackID]bool), avoid: make(map[PackID]bool),
 		verified: newLRU[PackID, map[uint32][]ID](dirCache),
 	}
-	for range packBuffers {
-		s.buffers <- nil
+	if err := s.takeOver(ctx); err != nil {
+		return nil, err
 	}
-	have, err := rec.Registered(ctx)
+	if err := r.memory.join(); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// takeOver makes what an earlier term left this session's own.
+func (s *Session) takeOver(ctx context.Context) error {
+	have, err := s.rec.Registered(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("list the session's packs: %w", err)
+		return fmt.Errorf("list the session's packs: %w", err)
 	}
 	var drop []PackRecord
 	for _, p := range have {
 		ok, err := s.adopt(ctx, p)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		if !ok {
 			drop = append(drop, p)
 		}
 	}
-	return s, s.drop(ctx, drop)
+	return s.drop(ctx, drop)
 }
 
 // drop deletes packs of the session. The rows say so first: else a term that
@@ -343,6 +349,10 @@ func (s *Session) Committed(ctx context.Context) error {
 func (s *Session) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if !s.closed {
+		s.closed = true
+		s.r.memory.leave()
+	}
 	s.young, s.old = nil, nil
 	s.verified.clear()
 	return nil
