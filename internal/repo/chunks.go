@@ -2,6 +2,7 @@ package repo
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 
@@ -88,25 +89,134 @@ func (f *Frames) Store(ctx context.Context, w *PointWriter) error {
 	return err
 }
 
-// Run returns the contiguous bytes of chunks that lie one after the other in
-// one frame, each checked. The slice is the Reader's, valid until its next call.
-func (x *Reader) Run(ctx context.Context, refs []Ref) ([]byte, error) {
-	first, err := x.Chunk(ctx, refs[0])
-	if err != nil {
-		return nil, err
-	}
-	for _, ref := range refs[1:] {
-		if _, err := x.take(ref); err != nil {
-			return nil, err
-		}
-	}
-	start := int(refs[0].Loc.Sub) * ChunkSize
-	return x.plain[start : start+len(first)*len(refs)], nil
+// Want is a chunk and where in the caller's memory it goes.
+type Want struct {
+	Ref Ref
+	At  int // byte of dst, a multiple of ChunkSize
 }
 
-// Follows reports whether b is the chunk right behind a in a's frame.
-func Follows(a, b Ref) bool {
-	return a.Loc.Pack == b.Loc.Pack && a.Loc.Off == b.Loc.Off && a.Loc.Len == b.Loc.Len && a.Loc.Sub+1 == b.Loc.Sub
+// ComparePlaces orders chunks as they lie in the repository.
+func ComparePlaces(a, b Loc) int {
+	if c := bytes.Compare(a.Pack.ID[:], b.Pack.ID[:]); c != 0 {
+		return c
+	}
+	return cmp.Or(cmp.Compare(a.Off, b.Off), cmp.Compare(a.Sub, b.Sub))
+}
+
+const (
+	// readMost bytes of a pack are read with one call, if so much is wanted.
+	readMost = 1 << 20
+	// readGap bytes that nobody wants are rather read than skipped.
+	readGap = 64 << 10
+)
+
+// Fetch fills dst with chunks, each checked. wants are in the order of
+// ComparePlaces: frames that lie close together are read with one call and
+// decoded to where they go. errs.Corrupt: missing or wrong in every copy.
+func (x *Reader) Fetch(ctx context.Context, wants []Want, dst []byte) error {
+	for len(wants) > 0 {
+		n := together(wants)
+		if x.fetchRun(ctx, wants[:n], dst) != nil {
+			// One by one: it knows all copies, and what to say.
+			for _, w := range wants[:n] {
+				chunk, err := x.Chunk(ctx, w.Ref)
+				if err != nil {
+					return err
+				}
+				copy(dst[w.At:w.At+ChunkSize], chunk)
+			}
+		}
+		wants = wants[n:]
+	}
+	return nil
+}
+
+// together is how many of the first wants are read with one call.
+func together(wants []Want) int {
+	first := wants[0].Ref.Loc
+	end := first.Off + first.Len
+	for i, w := range wants[1:] {
+		l := w.Ref.Loc
+		if l.Pack != first.Pack || int64(l.Off) > int64(end)+readGap || int64(l.Off)+int64(l.Len) > int64(first.Off)+readMost {
+			return i + 1
+		}
+		end = max(end, l.Off+l.Len)
+	}
+	return len(wants)
+}
+
+// fetchRun reads frames of one pack with one call, from the first copy.
+func (x *Reader) fetchRun(ctx context.Context, wants []Want, dst []byte) error {
+	first, last := wants[0].Ref.Loc, wants[len(wants)-1].Ref.Loc
+	blob := first.Pack.Copies()[0]
+	aead, err := x.r.cipher(ctx, first.Pack, blob)
+	if err != nil {
+		return err
+	}
+	size := int64(last.Off) + int64(last.Len) - int64(first.Off)
+	if size < 1 || size > readMost+pack.MaxPlain {
+		return fmt.Errorf("%w: records cannot lie in %d bytes", pack.ErrDamaged, size)
+	}
+	x.sealed = grow(x.sealed, int(size))
+	if _, err := x.r.store.ReadAt(ctx, blob, x.sealed, int64(first.Off)); err != nil {
+		return err
+	}
+	for len(wants) > 0 {
+		l := wants[0].Ref.Loc
+		n := 1
+		for n < len(wants) && wants[n].Ref.Loc.Off == l.Off {
+			n++
+		}
+		at := int64(l.Off) - int64(first.Off)
+		if at+int64(l.Len) > size {
+			return fmt.Errorf("%w: records lie in each other", pack.ErrDamaged)
+		}
+		rec, err := pack.Open(aead, l.Pack.ID, x.sealed[at:at+int64(l.Len)])
+		if err != nil {
+			return err
+		}
+		if err := x.fetchFrame(rec, wants[:n], dst); err != nil {
+			return err
+		}
+		wants = wants[n:]
+	}
+	return nil
+}
+
+// fetchFrame decodes one frame, straight to where its chunks go if all of it
+// is wanted side by side.
+func (x *Reader) fetchFrame(rec pack.Record, wants []Want, dst []byte) error {
+	if rec.Kind != pack.Frame {
+		return fmt.Errorf("%w: record %d is no frame", pack.ErrDamaged, rec.Slot)
+	}
+	at := wants[0].At
+	whole := len(wants) == len(rec.IDs)
+	for i, w := range wants {
+		if int(w.Ref.Loc.Sub) >= len(rec.IDs) || rec.IDs[w.Ref.Loc.Sub] != w.Ref.ID || int(w.Ref.Loc.Len) != rec.Len {
+			return fmt.Errorf("%w: record %d holds something else", pack.ErrDamaged, rec.Slot)
+		}
+		whole = whole && int(w.Ref.Loc.Sub) == i && w.At == at+i*ChunkSize
+	}
+	if whole {
+		if err := x.decodeTo(dst[at:at+rec.PlainLen], rec); err != nil {
+			return err
+		}
+	} else {
+		x.frame = Loc{} // its bytes are overwritten
+		if err := x.decode(rec); err != nil {
+			return err
+		}
+		for _, w := range wants {
+			i := int(w.Ref.Loc.Sub)
+			copy(dst[w.At:w.At+ChunkSize], x.plain[i*ChunkSize:(i+1)*ChunkSize])
+		}
+	}
+	for _, w := range wants {
+		if x.chunks.ID(dst[w.At:w.At+ChunkSize]) != w.Ref.ID {
+			return fmt.Errorf("%w: a chunk of record %d does not match its id", pack.ErrDamaged, rec.Slot)
+		}
+	}
+	return nil
 }
 
 // Leaf loads the chunks idx*Fanout on of a tree; nil if all are zeros.

@@ -162,13 +162,18 @@ func (x *Reader) record(ctx context.Context, l Loc, blob string) (pack.Record, e
 // decode turns a record's encoded bytes into x.plain.
 func (x *Reader) decode(rec pack.Record) error {
 	x.plain = grow(x.plain, rec.PlainLen)
+	return x.decodeTo(x.plain, rec)
+}
+
+// decodeTo fills dst, which has the record's plain length.
+func (x *Reader) decodeTo(dst []byte, rec pack.Record) error {
 	if rec.Encoding == pack.Zstd {
-		return x.codec.Decode(x.plain, rec.Encoded)
+		return x.codec.Decode(dst, rec.Encoded)
 	}
 	if len(rec.Encoded) != rec.PlainLen {
 		return fmt.Errorf("%w: record %d stores %d bytes, not %d", pack.ErrDamaged, rec.Slot, len(rec.Encoded), rec.PlainLen)
 	}
-	copy(x.plain, rec.Encoded)
+	copy(dst, rec.Encoded)
 	return nil
 }
 
