@@ -136,8 +136,9 @@ type Target interface {
 	WriteAt(ctx context.Context, buf []byte, off int64) error
 	// Zero makes the range read as zeros, giving space back where it can.
 	Zero(ctx context.Context, off, length int64) error
-	// Sync makes all that was written durable. After it failed once the
-	// content is unknown and Sync must not be tried again on this Target.
+	// Sync makes all durable whose WriteAt or Zero returned before it was
+	// called; others may run beside it. After it failed once the content is
+	// unknown and Sync must not be tried again on this Target.
 	Sync(ctx context.Context) error
 	// Close releases the volume. It does not sync.
 	Close() error

@@ -20,6 +20,13 @@ const zeroUnit = 4096
 // zeroStep is how much is zeroed in one system call, which nothing can stop.
 const zeroStep = 256 << 20
 
+// bulkWrite is from what length on a write counts as a part of many. Bulk is
+// sent to the disk at once: left to itself the kernel waits for seconds, and
+// Sync would have to wait for all of a restore. And Sync drops it from the page
+// cache, so that a restore goes round in little memory and the machine keeps
+// what it had cached. What is rolled back page by page stays cached.
+const bulkWrite = 256 << 10
+
 // target is a volume that is being overwritten.
 type target struct {
 	reader
@@ -27,8 +34,9 @@ type target struct {
 	unitSize int64       // BLKZEROOUT alignment
 	noPunch  atomic.Bool // the filesystem or device cannot; zeros are written
 
-	mu     sync.Mutex // guards failed
+	mu     sync.Mutex // guards what follows
 	failed error      // the first failed change; the content is unknown since
+	bulk   span       // since the last Sync
 }
 
 // OpenTarget opens a volume for being overwritten. errs.Busy: anybody has it
@@ -111,7 +119,41 @@ func (t *target) WriteAt(ctx context.Context, buf []byte, off int64) error {
 	if _, err := t.f.WriteAt(buf, off); err != nil {
 		return t.fail(t.writeFailure(err))
 	}
+	if len(buf) >= bulkWrite {
+		return t.begun(off, int64(len(buf)))
+	}
 	return nil
+}
+
+// span is where writes were: somewhere in [from, to), so many bytes of it.
+type span struct{ from, to, bytes int64 }
+
+// begun sends what was written to the disk without waiting for it.
+func (t *target) begun(off, length int64) error {
+	t.mu.Lock()
+	if t.bulk.bytes == 0 {
+		t.bulk.from = off
+	}
+	t.bulk.from, t.bulk.to = min(t.bulk.from, off), max(t.bulk.to, off+length)
+	t.bulk.bytes += length
+	t.mu.Unlock()
+	return t.guard.control(func(fd int) error {
+		// Only advice: what fails here, Sync tells.
+		_ = unix.SyncFileRange(fd, off, length, unix.SYNC_FILE_RANGE_WRITE)
+		return nil
+	})
+}
+
+// uncache drops bulk that is durable from the page cache, if the range where
+// it lies holds little else.
+func (t *target) uncache(s span) error {
+	if s.bytes < (s.to-s.from)/2 || s.bytes == 0 {
+		return nil
+	}
+	return t.guard.control(func(fd int) error {
+		_ = unix.Fadvise(fd, s.from, s.to-s.from, unix.FADV_DONTNEED) // only advice
+		return nil
+	})
 }
 
 func (t *target) writeFailure(err error) error {
@@ -191,8 +233,15 @@ func (t *target) Sync(ctx context.Context) error {
 	if err := t.may(ctx); err != nil {
 		return err
 	}
+	t.mu.Lock()
+	bulk := t.bulk
+	t.bulk = span{}
+	t.mu.Unlock()
 	if err := t.f.Sync(); err != nil {
 		return t.fail(t.writeFailure(err))
+	}
+	if err := t.uncache(bulk); err != nil {
+		return t.fail(err)
 	}
 	if t.guard.intruded() {
 		return t.fail(t.overrun())
