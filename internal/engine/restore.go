@@ -1,12 +1,9 @@
 package engine
 
 import (
-	"bytes"
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"sync/atomic"
 
@@ -18,14 +15,52 @@ import (
 )
 
 const (
-	// restoreLeaves is how many leaves are compared, sorted by place and
-	// written together: 128 MiB of the volume.
+	// restoreLeaves is how many leaves are compared and then sorted by place
+	// together: up to 128 MiB of the volume.
 	restoreLeaves = 64
+	// restoreBatch chunks are fetched and written by one worker at a time.
+	restoreBatch = fanout
+	// restoreAhead spans may be done or in work beyond what is synced.
+	restoreAhead = 4
 	// syncEvery bytes of the volume the target is synced, so that progress
-	// counts durable bytes without a wait after every window.
+	// counts durable bytes. The workers go on meanwhile.
 	syncEvery = 256 << 20
 	pageSize  = 4 << 10 // the unit of comparison and of writing
 )
+
+// restore is one run of Engine.Restore: scan finds the leaves where anything
+// may be to do, plan compares them, fetchers write what differs, and settle
+// makes it durable. All of them work at the same time on different spans.
+type restore struct {
+	e       *Engine
+	root    repo.Root
+	chunks  int64 // of the point
+	target  volume.Target
+	written atomic.Int64
+	zeroed  atomic.Int64
+}
+
+// span is some leaves on their way through a restore.
+type span struct {
+	leaves []leaf
+	end    int64 // where in the volume the next span begins
+	left   atomic.Int64
+	done   chan struct{} // closed when left, the work to do, is zero
+}
+
+// finish ends one piece of the span's work.
+func (s *span) finish() {
+	if s.left.Add(-1) == 0 {
+		close(s.done)
+	}
+}
+
+// leaf is one leaf's span of the volume.
+type leaf struct {
+	idx   int64
+	node  *repo.Node // nil: zeros
+	stale bool       // the target may hold something but zeros there
+}
 
 // need is one chunk whose bytes in the target differ.
 type need struct {
@@ -34,14 +69,10 @@ type need struct {
 	exists bool // the target holds something but zeros there
 }
 
-// restore is one run of Engine.Restore.
-type restore struct {
-	e       *Engine
-	root    repo.Root
-	target  volume.Target
-	written atomic.Int64
-	zeroed  atomic.Int64
-	equal   atomic.Int64
+// batch is what one fetcher takes at once, in the order of places.
+type batch struct {
+	span  *span
+	needs []need
 }
 
 // Restore makes target equal to the point. Everything is compared first, so
@@ -57,255 +88,122 @@ func (e *Engine) Restore(ctx context.Context, ref PointRef, target volume.Target
 	if m.SizeBytes > size {
 		return Restored{}, errs.New(errs.Conflict, "point %s has %d bytes, but the volume only %d; resize the volume first", ref.Snapshot, m.SizeBytes, size)
 	}
-	r := &restore{e: e, root: m.Root, target: target}
-	leaves := (size + leafSize - 1) / leafSize
-	synced := int64(0)
-	if progress != nil {
-		progress(0, size)
+	r := &restore{e: e, root: m.Root, chunks: repo.Chunks(m.SizeBytes), target: target}
+	if progress == nil {
+		progress = func(int64, int64) {}
 	}
-	for leaf := int64(0); leaf < leaves; leaf += restoreLeaves {
-		if err := r.span(ctx, leaf, min(leaf+restoreLeaves, leaves)); err != nil {
-			return Restored{}, fmt.Errorf("restore %s: %w", ref.Snapshot, err)
-		}
-		end := min((leaf+restoreLeaves)*leafSize, size)
-		if end-synced < syncEvery && end < size {
-			continue
-		}
-		if err := target.Sync(ctx); err != nil {
-			return Restored{}, fmt.Errorf("restore %s: sync the target: %w", ref.Snapshot, err)
-		}
-		synced = end
-		if progress != nil {
-			progress(end, size)
-		}
+	progress(0, size)
+	if err := r.run(ctx, progress); err != nil {
+		return Restored{}, fmt.Errorf("restore %s: %w", ref.Snapshot, err)
 	}
-	return Restored{WrittenBytes: r.written.Load(), ZeroedBytes: r.zeroed.Load(), EqualBytes: r.equal.Load()}, nil
+	w, z := r.written.Load(), r.zeroed.Load()
+	return Restored{WrittenBytes: w, ZeroedBytes: z, EqualBytes: size - w - z}, nil
 }
 
-// span restores the leaves from first up to last: compare all, then fetch what
-// differs in the order in which it lies in the repository.
-func (r *restore) span(ctx context.Context, first, last int64) error {
-	found := make([][]need, last-first)
-	g, gctx := errgroup.WithContext(ctx)
-	var next atomic.Int64
+// run runs the pipeline. A channel is closed only by a sender that came
+// through, so its end means that all is there, never that something failed.
+func (r *restore) run(ctx context.Context, progress Progress) error {
+	g, ctx := errgroup.WithContext(ctx)
+	spans := make(chan *span)
+	order := make(chan *span, restoreAhead)
+	batches := make(chan batch)
+	g.Go(func() error { return r.scan(ctx, spans) })
+	g.Go(func() error { return r.plan(ctx, spans, order, batches) })
 	for range r.e.workers {
-		g.Go(func() error {
-			c := comparer{r: r, ids: r.e.r.NewIDs(), buf: make([]byte, leafSize)}
-			for i := next.Add(1) - 1; i < int64(len(found)); i = next.Add(1) - 1 {
-				var err error
-				if found[i], err = c.leaf(gctx, first+i); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
+		g.Go(func() error { return r.fetchAll(ctx, batches) })
 	}
-	if err := g.Wait(); err != nil {
-		return err
-	}
-	return r.fetch(ctx, slices.Concat(found...))
-}
-
-// comparer compares the target's present bytes with the tree, by hash.
-type comparer struct {
-	r   *restore
-	ids *repo.IDs
-	buf []byte
-}
-
-// leaf zeroes what must be zeros and lists the chunks that must be written.
-func (c *comparer) leaf(ctx context.Context, idx int64) ([]need, error) {
-	node, err := c.r.e.r.Leaf(ctx, c.r.root, idx)
-	if err != nil {
-		return nil, err
-	}
-	start := idx * leafSize
-	end := min(start+leafSize, c.r.target.Size())
-	have, err := readData(ctx, c.r.target, c.buf, start, end)
-	if err != nil {
-		return nil, err
-	}
-	var out []need
-	for i := range fanout {
-		off := start + int64(i)*chunkSize
-		if off >= end {
-			break
-		}
-		var ref repo.Ref
-		if node != nil {
-			ref = node.Slots[i]
-		}
-		chunk := c.buf[i*chunkSize : (i+1)*chunkSize]
-		exists := have&(1<<i) != 0
-		var id repo.ID
-		if exists {
-			id = c.ids.Of(chunk)
-		}
-		switch {
-		case id == ref.ID:
-			c.r.equal.Add(min(chunkSize, end-off))
-		case ref.IsZero():
-			if err := c.r.write(ctx, off, chunk[:min(chunkSize, end-off)], nil); err != nil {
-				return nil, err
-			}
-		default:
-			out = append(out, need{idx: off / chunkSize, ref: ref, exists: exists && !id.IsZero()})
-		}
-	}
-	return out, nil
-}
-
-// readData reads the target's data between start and end, which lie in one
-// leaf, into buf and zero-fills the chunks it touches. have tells which.
-func readData(ctx context.Context, t volume.Target, buf []byte, start, end int64) (have uint32, err error) {
-	for off := start; off < end; {
-		r, err := t.Data(ctx, off)
-		if errors.Is(err, io.EOF) || err == nil && r.Off >= end {
-			break
-		}
-		if err != nil {
-			return 0, err
-		}
-		// Whole chunks: reading a hole gives the zeros it stands for.
-		from := (r.Off - start) &^ (chunkSize - 1)
-		to := min((r.End()-start+chunkSize-1)&^(chunkSize-1), leafSize)
-		n := min(to, end-start)
-		if err := t.ReadAt(ctx, buf[from:n], start+from); err != nil {
-			return 0, err
-		}
-		clear(buf[n:to])
-		for i := from / chunkSize; i < to/chunkSize; i++ {
-			have |= 1 << i
-		}
-		off = start + to
-	}
-	return have, nil
-}
-
-// fetch reads the wanted chunks in repository order and writes them.
-func (r *restore) fetch(ctx context.Context, needs []need) error {
-	slices.SortFunc(needs, func(a, b need) int {
-		x, y := a.ref.Loc, b.ref.Loc
-		return cmp.Or(bytes.Compare(x.Pack.ID[:], y.Pack.ID[:]), cmp.Compare(x.Off, y.Off), cmp.Compare(x.Sub, y.Sub), cmp.Compare(a.idx, b.idx))
-	})
-	g, gctx := errgroup.WithContext(ctx)
-	var next atomic.Int64
-	const batch = 64 // chunks a worker takes at once: 4 MiB
-	for range min(r.e.workers, len(needs)/batch+1) {
-		g.Go(func() error {
-			x, err := r.e.r.NewReader()
-			if err != nil {
-				return err
-			}
-			defer x.Close()
-			old := make([]byte, repo.FrameChunks*chunkSize)
-			for {
-				i := int(next.Add(batch)) - batch
-				if i >= len(needs) {
-					return nil
-				}
-				if err := r.fetchBatch(gctx, x, needs[i:min(i+batch, len(needs))], old); err != nil {
-					return err
-				}
-			}
-		})
-	}
+	g.Go(func() error { return r.settle(ctx, order, progress) })
 	return g.Wait()
 }
 
-// fetchBatch writes chunks, those that are neighbours in both the frame and
-// the volume with one call.
-func (r *restore) fetchBatch(ctx context.Context, x *repo.Reader, needs []need, old []byte) error {
-	refs := make([]repo.Ref, 0, repo.FrameChunks)
-	for len(needs) > 0 {
-		n := 1
-		for n < len(needs) && n < repo.FrameChunks && needs[n].idx == needs[n-1].idx+1 &&
-			needs[n].exists == needs[0].exists && repo.Follows(needs[n-1].ref, needs[n].ref) {
-			n++
+// send gives v to the next goroutine of a pipeline unless ctx ends.
+func send[T any](ctx context.Context, to chan<- T, v T) error {
+	select {
+	case to <- v:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// each calls fn with all that comes until from is closed.
+func each[T any](ctx context.Context, from <-chan T, fn func(T) error) error {
+	for {
+		select {
+		case v, ok := <-from:
+			if !ok {
+				return nil
+			}
+			if err := fn(v); err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return context.Cause(ctx)
 		}
-		refs = refs[:0]
-		for _, d := range needs[:n] {
-			refs = append(refs, d.ref)
+	}
+}
+
+// settle syncs finished spans in order and reports them.
+func (r *restore) settle(ctx context.Context, order <-chan *span, progress Progress) error {
+	size, synced := r.target.Size(), int64(0)
+	sync := func(end int64) error {
+		if err := r.target.Sync(ctx); err != nil {
+			return fmt.Errorf("sync the target: %w", err)
 		}
-		want, err := x.Run(ctx, refs)
+		synced = end
+		progress(end, size)
+		return nil
+	}
+	err := each(ctx, order, func(s *span) error {
+		select {
+		case <-s.done:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		if s.end-synced < syncEvery || s.end == size {
+			return nil
+		}
+		return sync(s.end)
+	})
+	if err != nil {
+		return err
+	}
+	return sync(size)
+}
+
+// plan compares the leaves of each span, and cuts what must be fetched into
+// batches in the order in which it lies in the repository.
+func (r *restore) plan(ctx context.Context, spans <-chan *span, order chan<- *span, batches chan<- batch) error {
+	comparers := make([]comparer, r.e.workers)
+	for i := range comparers {
+		comparers[i] = comparer{r: r, ids: r.e.r.NewIDs()}
+	}
+	err := each(ctx, spans, func(s *span) error {
+		needs, err := compare(ctx, comparers, s.leaves)
 		if err != nil {
 			return err
 		}
-		off := needs[0].idx * chunkSize
-		want = want[:min(int64(len(want)), r.target.Size()-off)]
-		have := old[:len(want)]
-		if needs[0].exists {
-			if err := r.target.ReadAt(ctx, have, off); err != nil {
-				return err
-			}
-		} else {
-			have = nil
-		}
-		if err := r.write(ctx, off, have, want); err != nil {
+		s.leaves = nil
+		slices.SortFunc(needs, func(a, b need) int {
+			return cmp.Or(repo.ComparePlaces(a.ref.Loc, b.ref.Loc), cmp.Compare(a.idx, b.idx))
+		})
+		s.left.Store(1)
+		if err := send(ctx, order, s); err != nil {
 			return err
 		}
-		needs = needs[n:]
-	}
-	return nil
-}
-
-// write makes the target at off, which holds have, equal to want: runs of
-// pages that differ are written, or zeroed where want is zeros. A nil slice
-// stands for zeros of the other's length.
-func (r *restore) write(ctx context.Context, off int64, have, want []byte) error {
-	n := max(len(have), len(want))
-	for i := 0; i < n; {
-		kind, end := pageKind(have, want, i, n), i+pageSize
-		for end < n && pageKind(have, want, end, n) == kind {
-			end += pageSize
-		}
-		end = min(end, n)
-		length := int64(end - i)
-		at := off + int64(i)
-		switch kind {
-		case pageEqual:
-			r.equal.Add(length)
-		case pageZero:
-			if err := r.target.Zero(ctx, at, length); err != nil {
+		for part := range slices.Chunk(needs, restoreBatch) {
+			s.left.Add(1)
+			if err := send(ctx, batches, batch{s, part}); err != nil {
 				return err
 			}
-			r.zeroed.Add(length)
-		case pageData:
-			if err := r.target.WriteAt(ctx, want[i:end], at); err != nil {
-				return err
-			}
-			r.written.Add(length)
 		}
-		i = end
+		s.finish()
+		return nil
+	})
+	if err != nil {
+		return err
 	}
+	close(order)
+	close(batches)
 	return nil
-}
-
-type pageDiff int
-
-const (
-	pageEqual pageDiff = iota
-	pageZero
-	pageData
-)
-
-func pageKind(have, want []byte, i, n int) pageDiff {
-	end := min(i+pageSize, n)
-	switch {
-	case want == nil:
-		if repo.AllZero(have[i:end]) {
-			return pageEqual
-		}
-		return pageZero
-	case have == nil:
-		if repo.AllZero(want[i:end]) {
-			return pageEqual
-		}
-		return pageData
-	case bytes.Equal(have[i:end], want[i:end]):
-		return pageEqual
-	case repo.AllZero(want[i:end]):
-		return pageZero
-	}
-	return pageData
 }
