@@ -46,6 +46,9 @@ func (e *Engine) Scrub(ctx context.Context, points []PointRef, packs []PackRecor
 	if err := s.missing(ctx, packs); err != nil {
 		return s.report, err
 	}
+	if err := s.journal(ctx); err != nil {
+		return s.report, err
+	}
 	for id := range s.good {
 		delete(s.bad, id)
 	}
@@ -170,7 +173,7 @@ func (s *scrub) take(c checked) {
 	}
 	s.heads = s.heads || header && c.finding == nil
 	switch {
-	case header || !ok:
+	case header || !ok || p.Kind == repo.JournalKind:
 	case c.finding != nil:
 		s.bad[p.ID] = true
 	default:

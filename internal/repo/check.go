@@ -54,6 +54,11 @@ func ParseBlob(name string) (p Pack, header, ok bool) {
 		p.Kind = addr.Point
 		p.Snapshot, hex, _ = strings.Cut(base, ".")
 		p.ID, err = addr.ParsePackID(hex)
+	case "journal":
+		p.Kind, p.Snapshot = addr.Journal, base
+		if _, ok := parseJournalNumber(base); !ok {
+			return p, false, false
+		}
 	default:
 		return p, false, false
 	}
@@ -127,6 +132,10 @@ func (x *Reader) checkBytes(name string, p Pack, header bool, blob []byte, c *Co
 			return fmt.Errorf("%w: %w", pack.ErrDamaged, err)
 		}
 		return nil
+	}
+	if p.Kind == addr.Journal {
+		_, err := x.r.journalIn(p, blob)
+		return err
 	}
 	return x.r.sealer.Check(p, blob, func(_ pack.Entry, rec pack.Record) error { return x.checkRecord(rec, c) })
 }

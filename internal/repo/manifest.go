@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"cairn/internal/errs"
 	"cairn/internal/repo/addr"
 	"cairn/internal/repo/pack"
 	"cairn/internal/repo/tree"
@@ -32,13 +31,13 @@ type Manifest struct {
 	VolumeType   int64
 	Zone         string
 	Group        string
+	GroupSize    int64 // points of the group; 0: not known
 	Consistency  string
 	CBT          string
 	Reason       string
 }
 
 const (
-	critical     = 0x8000
 	manifestMax  = 64 << 10
 	pointBlobMax = 4 << 20
 )
@@ -60,31 +59,18 @@ func (m *Manifest) Encode() []byte {
 	w.str(0x0017, m.Consistency)
 	w.str(0x0018, m.CBT)
 	w.str(0x0019, m.Reason)
+	w.optNum(0x001a, m.GroupSize)
 	w.str(0x8001, m.Snapshot)
 	w.str(0x8002, m.Resource)
 	w.num(0x8003, m.SizeBytes)
 	w.field(0x8004, encodeRoot(m.Root))
-	full := int64(0)
-	if m.Full {
-		full = 1
-	}
-	w.num(0x8005, full)
+	w.num(0x8005, flagNum(m.Full))
 	w.str(0x8006, m.Parent)
 	w.str(0x8007, m.ChainRoot)
 	w.str(0x8008, m.Job)
 	w.num(0x8009, m.SnapshotTime.UnixMicro())
 	return w.b
 }
-
-type fieldWriter struct{ b []byte }
-
-func (w *fieldWriter) field(tag uint16, v []byte) {
-	w.b = le.AppendUint16(w.b, tag)
-	w.b = le.AppendUint32(w.b, uint32(len(v)))
-	w.b = append(w.b, v...)
-}
-func (w *fieldWriter) str(tag uint16, s string) { w.field(tag, []byte(s)) }
-func (w *fieldWriter) num(tag uint16, n int64)  { w.field(tag, le.AppendUint64(nil, uint64(n))) }
 
 func encodeRoot(r Root) []byte {
 	b := []byte{r.Level}
@@ -140,41 +126,16 @@ func decodeRoot(b []byte) (Root, error) {
 
 // DecodeManifest reads a manifest's plain bytes.
 func DecodeManifest(b []byte) (*Manifest, error) {
-	fields := make(map[uint16][]byte, 24)
-	last := -1
-	for len(b) > 0 {
-		if len(b) < 6 || int64(len(b)) < 6+int64(le.Uint32(b[2:])) {
-			return nil, fmt.Errorf("%w: the manifest is cut", pack.ErrDamaged)
-		}
-		tag, n := le.Uint16(b), int(le.Uint32(b[2:]))
-		if int(tag) <= last {
-			return nil, fmt.Errorf("%w: the manifest's fields are out of order", pack.ErrDamaged)
-		}
-		last = int(tag)
-		fields[tag] = b[6 : 6+n]
-		b = b[6+n:]
-	}
 	m := &Manifest{}
-	d := fieldReader{fields: fields}
-	d.all(m)
-	if d.err != nil {
-		return nil, d.err
-	}
-	for tag := range fields {
-		if tag&critical != 0 {
-			return nil, errs.New(errs.Conflict, "the point's manifest has the field %#04x, which this program does not know; use a newer program", tag)
-		}
+	d := readFields("the point's manifest", b)
+	m.read(d)
+	if err := d.end(); err != nil {
+		return nil, err
 	}
 	return m, nil
 }
 
-// fieldReader takes known fields out of the map; the first error stays.
-type fieldReader struct {
-	fields map[uint16][]byte
-	err    error
-}
-
-func (d *fieldReader) all(m *Manifest) {
+func (m *Manifest) read(d *fieldReader) {
 	for _, f := range []struct {
 		tag uint16
 		to  *string
@@ -183,39 +144,20 @@ func (d *fieldReader) all(m *Manifest) {
 		{0x0010, &m.Name}, {0x0011, &m.Description}, {0x0012, &m.ResourceType}, {0x0013, &m.ResourceName},
 		{0x0015, &m.Zone}, {0x0016, &m.Group}, {0x0017, &m.Consistency}, {0x0018, &m.CBT}, {0x0019, &m.Reason},
 	} {
-		*f.to = string(d.take(f.tag))
+		*f.to = d.str(f.tag)
 	}
 	m.SizeBytes, m.AddedBytes, m.VolumeType = d.num(0x8003), d.num(0x000a), d.num(0x0014)
 	m.SnapshotTime, m.CreateTime = time.UnixMicro(d.num(0x8009)).UTC(), time.UnixMicro(d.num(0x0009)).UTC()
 	m.Full = d.num(0x8005) == 1
+	m.GroupSize = d.optNum(0x001a)
 	root, err := decodeRoot(d.take(0x8004))
 	m.Root = root
 	if d.err == nil {
 		d.err = err
 	}
-	if d.err == nil && (m.SizeBytes < 0 || m.SizeBytes > 1<<62 || tree.LevelFor(Chunks(m.SizeBytes)) != m.Root.Level || !tree.ValidSnapshot(m.Snapshot)) {
-		d.err = fmt.Errorf("%w: the manifest contradicts itself", pack.ErrDamaged)
+	if m.SizeBytes < 0 || m.SizeBytes > 1<<62 || tree.LevelFor(Chunks(m.SizeBytes)) != m.Root.Level || !tree.ValidSnapshot(m.Snapshot) {
+		d.fail("contradicts itself")
 	}
-}
-
-func (d *fieldReader) take(tag uint16) []byte {
-	v, ok := d.fields[tag]
-	if !ok && d.err == nil {
-		d.err = fmt.Errorf("%w: the manifest lacks field %#04x", pack.ErrDamaged, tag)
-	}
-	delete(d.fields, tag)
-	return v
-}
-
-func (d *fieldReader) num(tag uint16) int64 {
-	v := d.take(tag)
-	if len(v) != 8 {
-		if d.err == nil {
-			d.err = fmt.Errorf("%w: field %#04x of the manifest is no number", pack.ErrDamaged, tag)
-		}
-		return 0
-	}
-	return int64(le.Uint64(v))
 }
 
 // Chunks is the number of chunks of a volume of that many bytes.

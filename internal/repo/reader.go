@@ -26,6 +26,7 @@ type Reader struct {
 	chunks *keys.Hasher
 	nodes  *keys.Hasher
 	mans   *keys.Hasher
+	logs   *keys.Hasher // of the journal
 	sealed []byte
 	plain  []byte
 	frame  Loc // of what plain holds; zero: nothing
@@ -41,7 +42,7 @@ func (r *Repo) NewReader() (*Reader, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Reader{r: r, codec: c, chunks: r.master.Chunks(), nodes: r.master.Nodes(), mans: r.master.Manifests()}, nil
+	return &Reader{r: r, codec: c, chunks: r.master.Chunks(), nodes: r.master.Nodes(), mans: r.master.Manifests(), logs: r.master.Journal()}, nil
 }
 
 // Close hands the Reader back for reuse.
@@ -132,10 +133,14 @@ func (r *Repo) eachCopy(p Pack, try func(blob string) error) error {
 		hard = hard || !isDamage(err)
 	}
 	err := errors.Join(all...)
-	if hard {
-		return fmt.Errorf("read %s pack %s: %w", p.Kind, p.ID, err)
+	what := p.Kind.String() + " pack " + p.ID.String()
+	if p.Kind == addr.Journal {
+		what = "blob " + p.Blob()
 	}
-	return damage(p.Kind.String()+" pack "+p.ID.String(), err)
+	if hard {
+		return fmt.Errorf("read %s: %w", what, err)
+	}
+	return damage(what, err)
 }
 
 // record reads and opens the record at l from one blob.

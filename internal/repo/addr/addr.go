@@ -47,8 +47,11 @@ const (
 	Data  Kind = 1
 	Node  Kind = 2
 	Point Kind = 3
-	// 4 is the journal's.
-	Reloc Kind = 5
+	// Journal packs hold no records that a Loc names, and their blobs are
+	// named by number: Pack.Snapshot is that, 16 hex digits, and Pack.ID is
+	// known only once the header was read.
+	Journal Kind = 4
+	Reloc   Kind = 5
 )
 
 func (k Kind) String() string {
@@ -61,6 +64,8 @@ func (k Kind) String() string {
 		return "point"
 	case Reloc:
 		return "reloc"
+	case Journal:
+		return "journal"
 	}
 	return fmt.Sprintf("kind %d", uint8(k))
 }
@@ -69,7 +74,7 @@ func (k Kind) String() string {
 type Pack struct {
 	Kind     Kind
 	ID       PackID
-	Snapshot string // point packs only: ss-…
+	Snapshot string // point packs: ss-…; journal packs: their number
 }
 
 // Blob is the blob's name without its copy suffix.
@@ -81,6 +86,8 @@ func (p Pack) Blob() string {
 		return "node/" + p.ID.String()[:2] + "/" + p.ID.String()
 	case Reloc:
 		return "reloc/" + p.ID.String()
+	case Journal:
+		return "journal/" + p.Snapshot
 	default:
 		return "point/" + p.Snapshot + "." + p.ID.String()
 	}

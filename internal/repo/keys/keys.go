@@ -80,6 +80,9 @@ func (m Master) Nodes() *Hasher { return newHasher("cairn v1 node id", m.id[:]) 
 // Manifests makes the Hasher for manifests.
 func (m Master) Manifests() *Hasher { return newHasher("cairn v1 manifest id", m.id[:]) }
 
+// Journal makes the Hasher for records of the journal.
+func (m Master) Journal() *Hasher { return newHasher("cairn v1 journal id", m.id[:]) }
+
 // PackWrap is the cipher that wraps pack keys.
 func (m Master) PackWrap() cipher.AEAD {
 	k := derive("cairn v1 pack key wrap", m.enc[:])

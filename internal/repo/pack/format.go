@@ -30,8 +30,8 @@ const (
 	Frame    RecordKind = 1
 	NodeRec  RecordKind = 2
 	Manifest RecordKind = 3
-	// 4 is the journal's.
-	Reloc RecordKind = 5
+	Journal  RecordKind = 4
+	Reloc    RecordKind = 5
 )
 
 // Encoding of a record's plain bytes.
@@ -116,6 +116,16 @@ func (s *Sealer) newHeader(p addr.Pack) ([]byte, cipher.AEAD) {
 	b = s.wrap.Seal(b, b[48:60], key[:], b[:48])
 	clear(key[:])
 	return le.AppendUint32(b, crc32.Checksum(b, castagnoli)), aead
+}
+
+// HeaderID reads the pack id from a header, unchecked: Key checks it with all
+// the rest. Journal blobs have it nowhere else.
+func HeaderID(header []byte) (id addr.PackID, err error) {
+	if len(header) < HeaderSize {
+		return id, damaged("the pack header is cut")
+	}
+	copy(id[:], header[16:32])
+	return id, nil
 }
 
 // Key opens a pack's header and returns the cipher of its records.
@@ -216,7 +226,7 @@ func checkShape(r Record, n int) error {
 		if r.PlainLen != n*addr.ChunkSize {
 			return damaged("frame %d says %d bytes for %d chunks", r.Slot, r.PlainLen, n)
 		}
-	case NodeRec, Manifest, Reloc:
+	case NodeRec, Manifest, Journal, Reloc:
 		if n != 1 {
 			return damaged("record %d has %d ids, not one", r.Slot, n)
 		}
