@@ -30,23 +30,24 @@ INSERT INTO snapshots SELECT id, resource, CASE i %% 30 WHEN 0 THEN '' ELSE root
   1700000000000000, 1, 0, 'volume', 'disk', 0, '', '', 'crash', 'scan', '', '', '', 0, 0, 0, 0, 0,
   upper(id) || char(1) || upper(name), 0 FROM p`
 
-// fill makes rows in bulk: without indexes, then those, then what is derived.
+// fill makes rows in bulk: without indexes and triggers, then those, then what
+// is derived.
 func fill(tb testing.TB, db *DB, rows, resources int) {
 	tb.Helper()
 	err := db.updateTx(tb.Context(), func(t *tx) error {
-		var indexes []struct{ Name, SQL string }
-		err := t.db.NewRaw(`SELECT name, sql FROM sqlite_schema WHERE type = 'index' AND tbl_name = 'snapshots' AND sql IS NOT NULL`).
-			Scan(t.ctx, &indexes)
+		var parts []struct{ Type, Name, SQL string }
+		err := t.db.NewRaw(`SELECT type, name, sql FROM sqlite_schema
+			WHERE type IN ('index', 'trigger') AND tbl_name = 'snapshots' AND sql IS NOT NULL`).Scan(t.ctx, &parts)
 		if err != nil {
 			return err
 		}
 		var stmts []string
-		for _, i := range indexes {
-			stmts = append(stmts, "DROP INDEX "+i.Name)
+		for _, p := range parts {
+			stmts = append(stmts, "DROP "+p.Type+" "+p.Name)
 		}
 		stmts = append(stmts, fmt.Sprintf(fillSQL, rows, resources))
-		for _, i := range indexes {
-			stmts = append(stmts, i.SQL)
+		for _, p := range parts {
+			stmts = append(stmts, p.SQL)
 		}
 		for _, s := range stmts {
 			if _, err := t.db.Tx.ExecContext(t.ctx, s); err != nil {

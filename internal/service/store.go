@@ -255,6 +255,8 @@ type Tx interface {
 	// ActiveSessions lists the sessions that may still commit.
 	ActiveSessions() ([]Session, error)
 
+	Changes
+
 	// Setting reads a value; "" if it was never set.
 	Setting(key string) (string, error)
 	SetSetting(key, value string) error

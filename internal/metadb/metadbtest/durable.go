@@ -23,6 +23,7 @@ func RunDurable(t *testing.T, open func(t *testing.T, dir string) service.Store)
 		must(t, tx.InsertPack(service.Pack{ID: "aa", Session: "job-A", Term: 1, State: service.PackLive}))
 		return tx.SetSetting("k", "v")
 	})
+	left, last := changes(t, s), lastChange(t, s)
 	claimed, _ := claim(t, s, "p1", 1, "p1")
 	if err := s.Update(t.Context(), func(tx service.Tx) error {
 		must(t, tx.SetSetting("k", "rolled back"))
@@ -57,6 +58,9 @@ func RunDurable(t *testing.T, open func(t *testing.T, dir string) service.Store)
 			equal(t, "setting", set, "v")
 			return nil
 		})
+		equal(t, "changes for the journal", names(changes(t, s)), []string{"2 vol-A", "1 ss-A"})
+		equal(t, "their numbers", changes(t, s), left)
+		equal(t, "the last number", lastChange(t, s), last)
 		equal(t, "job", readJob(t, s, "job-A"), claimed)
 	}
 	// A new process takes over what the old one left working.

@@ -49,6 +49,9 @@ func Run(t *testing.T, open func(t *testing.T) service.Store) {
 		{"packs", testPacks},
 		{"recycle bin", testRecycleBin},
 		{"settings", testSettings},
+		{"changes for the journal", testChanges},
+		{"fields that the journal keeps", testChangedFields},
+		{"rows by id", testRowsAfter},
 		{"many at once", testConcurrent},
 	}
 	for _, tt := range tests {
