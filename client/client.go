@@ -222,8 +222,9 @@ func (c *Client) call(ctx context.Context, r request, out any) error {
 
 // Health is the server's answer about itself.
 type Health struct {
-	Status  string `json:"status"`
+	Status  string `json:"status"` // ok, or restricted: nothing can be changed
 	Version string `json:"version"`
+	Reason  string `json:"reason"` // why it is restricted
 }
 
 // Health asks whether the server serves, and which version it is.

@@ -20,6 +20,7 @@ import (
 	"cairn/internal/engine"
 	"cairn/internal/errs"
 	"cairn/internal/httpapi"
+	"cairn/internal/journal"
 	"cairn/internal/metadb"
 	"cairn/internal/repo"
 	"cairn/internal/service"
@@ -237,9 +238,14 @@ func (c serveConfig) open(ctx context.Context, dir string, log *slog.Logger) (sv
 	if err != nil {
 		return nil, closers, err
 	}
-	opened(db)
 	db.OnFull(room.giveUp)
 	room.hold()
+	e := engine.New(r, engine.Config{Workers: c.workers})
+	rows, err := journal.Open(ctx, journal.Config{Store: db, Log: e, Logger: log})
+	if err != nil {
+		return nil, append([]io.Closer{db}, closers...), err
+	}
+	opened(rows)
 	volumes := filepath.Join(dir, "volumes")
 	managed, err := volumefile.NewManaged(volumes)
 	if err != nil {
@@ -251,7 +257,7 @@ func (c serveConfig) open(ctx context.Context, dir string, log *slog.Logger) (sv
 		return nil, closers, err
 	}
 	svc, err = service.New(ctx, service.Config{
-		Store: db, Engine: engine.New(r, engine.Config{Workers: c.workers}),
+		Store: rows, Refused: rows.Refusal(), Engine: e,
 		Drivers: map[string]volume.Driver{service.DriverManaged: managed, service.DriverRegistered: registered},
 		Zones:   c.zones, OwnDirs: []string{dir}, MaxChainPoints: c.maxChain, Workers: c.jobs, Log: log,
 		RecycleBin: c.recycle, ScrubEvery: c.scrubEvery(), ScrubBudget: c.scrubMiB << 20, LowSpace: room.isLow,
@@ -259,9 +265,8 @@ func (c serveConfig) open(ctx context.Context, dir string, log *slog.Logger) (sv
 	return svc, closers, err
 }
 
-// openDatabase opens the metadata database, and makes it only beside a
-// repository without points: an empty one beside a full repository would hide
-// every point.
+// openDatabase opens the metadata database, and makes it only beside an empty
+// repository: a new one beside a full repository would hide every point.
 func openDatabase(ctx context.Context, path string, r *repo.Repo) (*metadb.DB, error) {
 	_, err := os.Stat(path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -272,8 +277,12 @@ func openDatabase(ctx context.Context, path string, r *repo.Repo) (*metadb.DB, e
 		if err != nil {
 			return nil, err
 		}
-		if points {
-			return nil, errs.New(errs.NotFound, "the database %s is missing, but the repository beside it holds points; put the database back from your copy", path)
+		journal, err := r.HasJournal(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if points || journal {
+			return nil, errs.New(errs.NotFound, "the database %s is missing, but the repository beside it is in use; rebuild the database from it with cairn repo recover --data-dir %s", path, filepath.Dir(path))
 		}
 	}
 	return metadb.Open(ctx, path)

@@ -98,13 +98,25 @@ func TestALostDatabaseIsNotMadeAnew(t *testing.T) {
 	if err := store.Put(ctx, "point/ss-AAAA0000."+strings.Repeat("0", 32)+".a", []byte("a point")); err != nil {
 		t.Fatal(err)
 	}
-	if err := open(store); !errs.Is(err, errs.NotFound) || !strings.Contains(err.Error(), "put the database back") {
-		t.Errorf("got %v", err)
+	refused := func() {
+		t.Helper()
+		if err := open(store); !errs.Is(err, errs.NotFound) || !strings.Contains(err.Error(), "cairn repo recover --data-dir "+filepath.Dir(path)) {
+			t.Errorf("got %v", err)
+		}
+		if _, err := os.Stat(path); err == nil {
+			t.Error("a database was made")
+		}
 	}
-	if _, err := os.Stat(path); err == nil {
-		t.Error("a database was made")
-	}
+	refused()
 	if err := store.Delete(ctx, "point/ss-AAAA0000."+strings.Repeat("0", 32)+".a"); err != nil {
+		t.Fatal(err)
+	}
+	// Volumes without points are worth as much.
+	if err := store.Put(ctx, "journal/0000000000000001.a", []byte("volumes")); err != nil {
+		t.Fatal(err)
+	}
+	refused()
+	if err := store.Delete(ctx, "journal/0000000000000001.a"); err != nil {
 		t.Fatal(err)
 	}
 	if err := open(store); err != nil {

@@ -59,6 +59,8 @@ type fake struct {
 	job     job.Job
 	plan    service.DeletePlan
 	stored  []byte // what an import sent
+
+	refused string
 }
 
 var instant = time.Date(2026, 11, 23, 8, 0, 0, 987654321, time.FixedZone("east", 8*3600))
@@ -270,6 +272,8 @@ func (f *fake) Undelete(ctx context.Context, in service.SnapshotSet) (job.Job, e
 	in.RequestID = ""
 	return f.job, f.record(ctx, "Undelete", id, in)
 }
+
+func (f *fake) CollectionRefused() string { return f.refused }
 
 func (f *fake) Subscribe(ctx context.Context) <-chan job.Job {
 	out := make(chan job.Job)

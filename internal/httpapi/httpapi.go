@@ -62,6 +62,8 @@ type Service interface {
 	Scrub(ctx context.Context, o service.Origin, opts service.ScrubOptions) (job.Job, error)
 	Prune(ctx context.Context, o service.Origin, opts service.PruneOptions) (job.Job, error)
 	Undelete(ctx context.Context, in service.SnapshotSet) (job.Job, error)
+
+	CollectionRefused() (reason string)
 }
 
 // Config is what a handler needs. Zero values of the limits mean the default.

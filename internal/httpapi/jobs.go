@@ -101,14 +101,18 @@ func (a *api) unfinishedJobs(ctx context.Context, in *Zoned) (*jobListOutput, er
 type healthOutput struct {
 	Body struct {
 		_       struct{} `additionalProperties:"true"`
-		Status  string   `json:"status" example:"ok"`
+		Status  string   `json:"status" enum:"ok,restricted" doc:"restricted: nothing can be changed, see reason"`
 		Version string   `json:"version"`
+		Reason  string   `json:"reason,omitempty"`
 	}
 }
 
 func (a *api) health(context.Context, *struct{}) (*healthOutput, error) {
 	out := &healthOutput{}
 	out.Body.Status, out.Body.Version = "ok", a.version
+	if reason := a.service.CollectionRefused(); reason != "" {
+		out.Body.Status, out.Body.Reason = "restricted", reason
+	}
 	return out, nil
 }
 

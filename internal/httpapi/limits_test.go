@@ -224,3 +224,13 @@ func TestConnectionIsKept(t *testing.T) {
 		resp.Body.Close()
 	}
 }
+
+func TestHealthOfARestrictedServer(t *testing.T) {
+	f := newFake()
+	f.refused = "the database is old"
+	s := serve(t, f, nil)
+	want := `{"status":"restricted","version":"1.2.3","reason":"the database is old"}`
+	if a := s.do(t, "GET", "/healthz", "", ""); a.StatusCode != http.StatusOK || strings.TrimSpace(string(a.body)) != want {
+		t.Errorf("%s %s, want %s", a.Status, a.body, want)
+	}
+}

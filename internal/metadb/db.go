@@ -131,7 +131,7 @@ func ensureFile(ctx context.Context, path string) error {
 	// A log without its database means that the database was lost: a new one
 	// would hide that.
 	if _, err := os.Lstat(path + "-wal"); err == nil {
-		return errs.New(errs.Corrupt, "the metadata database is gone but its log is still there; put the database file back beside it, or restore both from a copy")
+		return errs.New(errs.Corrupt, "the metadata database is gone but its log is still there; put the database file back beside it, or rebuild the database with cairn repo recover")
 	}
 	fresh := path + ".new"
 	for _, leftover := range []string{fresh, fresh + "-wal", fresh + "-shm", fresh + "-journal"} {

@@ -9,7 +9,7 @@ import (
 	"cairn/internal/errs"
 )
 
-const damagedMsg = "the metadata database is damaged; stop the server and restore the file from a copy"
+const damagedMsg = "the metadata database is damaged; stop the server and rebuild the database with cairn repo recover, or restore the file from a copy"
 
 // explain gives SQLite's errors the kinds that callers act on. Others stay as
 // they are.

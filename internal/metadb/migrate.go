@@ -32,7 +32,7 @@ func checkFile(ctx context.Context, path string) (err error) {
 	}
 	// SQLite would take an empty file for a new database.
 	if fi.Size() == 0 {
-		return errs.New(errs.Corrupt, "the metadata database is an empty file; restore it from a copy, or move it away to start with no rows")
+		return errs.New(errs.Corrupt, "the metadata database is an empty file; rebuild it with cairn repo recover, or restore it from a copy")
 	}
 	db, err := sql.Open("sqlite", dsn(path, "mode=rw&_pragma=busy_timeout(10000)"))
 	if err != nil {

@@ -73,7 +73,7 @@ func (w *journalWalk) find() {
 	tail, ok := w.below(w.numbers[len(w.numbers)-1] + 1)
 	for _, n := range w.numbers {
 		if w.bad[n] != nil && (!ok || n > tail.Pos.Number) {
-			w.problem(n, "journal blob %d, newer than all that can be read, is damaged in every copy", n)
+			w.problem(n, "journal blob %d, newer than all that can be read, is missing or damaged in every copy", n)
 		}
 	}
 	if !ok {
@@ -162,7 +162,7 @@ func (w *journalWalk) link(p JournalPos, from uint64, how string) bool {
 	c, ok := w.heads[p.Number]
 	switch {
 	case w.bad[p.Number] != nil:
-		w.problem(p.Number, "journal blob %d, which blob %d %s, is damaged in every copy", p.Number, from, how)
+		w.problem(p.Number, "journal blob %d, which blob %d %s, is missing or damaged in every copy", p.Number, from, how)
 	case !ok:
 		w.problem(p.Number, "journal blob %d, which blob %d %s, is missing", p.Number, from, how)
 	case c.Pos != p:

@@ -80,14 +80,23 @@ func (s *Service) SalvageSnapshot(ctx context.Context, zone, id string) (engine.
 }
 
 // pinPoint keeps a point that admit lets pass from being deleted until free.
+// Where nothing may be changed nothing is deleted either, and no pin is needed.
 func (s *Service) pinPoint(ctx context.Context, zone, id string, admit func(tx Tx, zone, id string) (Snapshot, error)) (p Snapshot, free func() error, err error) {
 	ids, err := s.checkSnapshotSet(SnapshotSet{Origin: Origin{Zone: zone}, IDs: []string{id}})
 	if err != nil {
 		return p, nil, err
 	}
 	holder := exportPrefix + newUUID()
+	find := func(tx Tx) (err error) {
+		p, err = admit(tx, zone, ids[0])
+		return err
+	}
+	if s.refused != "" {
+		err = s.store.View(ctx, find)
+		return p, func() error { return nil }, err
+	}
 	err = s.store.Update(ctx, func(tx Tx) error {
-		if p, err = admit(tx, zone, ids[0]); err != nil {
+		if err := find(tx); err != nil {
 			return err
 		}
 		return tx.Pin(holder, p.ID)

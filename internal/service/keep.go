@@ -11,6 +11,10 @@ import (
 // points whose time in the recycle bin is over, prunes when that left garbage or
 // space runs low, and scrubs a little every day.
 func (s *Service) Keep(ctx context.Context) {
+	if s.refused != "" {
+		<-ctx.Done() // nothing may be changed
+		return
+	}
 	tick := min(max(s.recycle/20, time.Second), time.Minute)
 	timer := time.NewTicker(tick)
 	defer timer.Stop()

@@ -51,6 +51,10 @@ type Config struct {
 	// OwnDirs are the server's own folders: nothing under them may be
 	// registered as a volume.
 	OwnDirs []string
+	// Refused says why nothing may be changed, because the database is older
+	// than the repository: "" if all is well. The store refuses by itself;
+	// this is for what goes past it.
+	Refused string
 
 	MaxChainPoints int           // points of a chain; chain.DefaultMaxPoints
 	Workers        int           // jobs that run at once; 4
@@ -86,6 +90,7 @@ type Service struct {
 	lowPruned int64
 	clock     func() time.Time
 	log       *slog.Logger
+	refused   string // why nothing may be changed; empty: it may
 	owner     string // this process, in the rows of its jobs
 	runner    *job.Runner
 }
@@ -114,6 +119,9 @@ func New(ctx context.Context, cfg Config) (*Service, error) {
 		Owner: s.owner, Load: s.loadJob, OutcomeOf: outcomeOf,
 		Workers: cfg.Workers, Clock: s.now, Log: s.log,
 	})
+	if s.refused != "" {
+		return s, nil
+	}
 	if err := s.releaseTheDead(ctx); err != nil {
 		return nil, fmt.Errorf("release what an earlier process held: %w", err)
 	}
@@ -134,7 +142,7 @@ func configured(cfg Config) (*Service, error) {
 		return nil, errs.New(errs.Invalid, "a chain cannot have %d points; the limit must be at least 1", cfg.MaxChainPoints)
 	}
 	s := &Service{
-		store: cfg.Store, engine: cfg.Engine, drivers: cfg.Drivers, zones: map[string]bool{},
+		store: cfg.Store, engine: cfg.Engine, drivers: cfg.Drivers, zones: map[string]bool{}, refused: cfg.Refused,
 		scrubEvery: cfg.ScrubEvery, scrubBudget: cfg.ScrubBudget,
 		recycle: cfg.RecycleBin, maxCopy: cfg.MaxCopy, lowSpace: cfg.LowSpace,
 		max: cfg.MaxChainPoints, retry: cfg.RetryDelay, clock: cfg.Clock, log: cfg.Log, owner: newUUID(),
@@ -182,6 +190,10 @@ func configured(cfg Config) (*Service, error) {
 // Run carries out jobs until ctx ends and all of them have stopped. What is
 // unfinished then goes on after the next start.
 func (s *Service) Run(ctx context.Context) { s.runner.Run(ctx) }
+
+// CollectionRefused says why nothing of the repository may be deleted: an old
+// database was put back, so rows no longer tell what is needed. "" if it may.
+func (s *Service) CollectionRefused() (reason string) { return s.refused }
 
 // now is the time as rows keep it.
 func (s *Service) now() time.Time { return s.clock().UTC().Truncate(time.Microsecond) }

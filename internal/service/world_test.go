@@ -40,6 +40,8 @@ type world struct {
 	disk *disk
 	log  *slog.Logger
 	max  int // points of a chain
+	// refused: the database counts as an older copy
+	refused string
 }
 
 func newWorld(t testing.TB) *world {
@@ -141,9 +143,13 @@ func (w *world) prepare(f *fuse) *process {
 		w.t.Fatal(err)
 	}
 	clock := ticks()
+	var rows service.Store = fused{db, f}
+	if w.refused != "" {
+		rows = refusing{rows, w.refused}
+	}
 	p := &process{w: w, t: w.t, f: f, store: db, mover: &mover{disk: w.disk, f: f, damaged: map[string]bool{}, deep: map[string]bool{}}}
 	p.Service, err = service.New(context.Background(), service.Config{
-		Store: fused{db, f}, Engine: p.mover, Zones: []string{zone},
+		Store: rows, Refused: w.refused, Engine: p.mover, Zones: []string{zone},
 		Drivers: map[string]volume.Driver{
 			service.DriverManaged:    &driver{disk: w.disk, f: f, clock: clock},
 			service.DriverRegistered: &driver{disk: w.disk, f: f, clock: clock, registered: true},

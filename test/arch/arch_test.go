@@ -41,6 +41,7 @@ var rooms = map[string]room{
 	"internal/job":       {},
 	"internal/service":   {imports: []string{"internal/chain", "internal/job", "internal/engine", "internal/volume", "internal/compute"}},
 	"internal/metadb":    {imports: []string{"internal/service", "internal/chain", "internal/job"}},
+	"internal/journal":   {imports: []string{"internal/service", "internal/chain", "internal/job", "internal/engine"}},
 	"internal/httpapi":   {imports: []string{"internal/service", "internal/chain", "internal/job"}},
 	"internal/console":   {imports: []string{"client"}},
 	"internal/cli":       {imports: []string{"client"}},
