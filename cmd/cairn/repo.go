@@ -15,7 +15,7 @@ import (
 func addRepoCommands(root *cobra.Command) {
 	for _, c := range root.Commands() {
 		if c.Name() == "repo" {
-			c.AddCommand(newRepoUnlockCommand(), newRebuildIndexCommand())
+			c.AddCommand(newRepoUnlockCommand(), newRebuildIndexCommand(), newRecoverCommand())
 		}
 	}
 }

@@ -132,7 +132,7 @@ func (c CaptureSpec) manifest(size int64) *repo.Manifest {
 		Snapshot: m.Snapshot, Resource: m.Resource, SizeBytes: size, Full: m.Full, Parent: m.Parent, ChainRoot: m.Root,
 		Job: m.Job, SnapshotTime: m.SnapshotTime, CreateTime: m.CreateTime, Name: m.Name, Description: m.Description,
 		ResourceType: m.ResourceType, ResourceName: m.ResourceName, VolumeType: int64(m.VolumeType), Zone: m.Zone,
-		Group: m.Group, Consistency: m.Consistency, CBT: m.CBT, Reason: m.Reason,
+		Group: m.Group, GroupSize: int64(m.GroupSize), Consistency: m.Consistency, CBT: m.CBT, Reason: m.Reason,
 	}
 }
 

@@ -33,6 +33,7 @@ type PointMeta struct {
 	VolumeType   int
 	Zone         string
 	Group        string
+	GroupSize    int // points of the group; 0: not known
 	Job          string
 	Name         string
 	Description  string

@@ -111,6 +111,7 @@ func crashAt(t *testing.T, seed uint64, steps, n int, whole bool) bool {
 	h := newHistory(seed)
 	l := w.live(h, steps, dead)
 	l.among(w, "right after the crash", w.replay())
+	l.among(w, "recovered right after the crash", w.recover(false).undamaged())
 	w.close()
 	l.among(w, "after the end of the process", w.replay())
 	// The machine is back.

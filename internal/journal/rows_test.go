@@ -10,7 +10,7 @@ import (
 )
 
 // derived are the fields that recover finds otherwise, or that end with a job.
-var derived = []string{"Transition", "HeadChain", "TotalBytes", "TotalCount", "LatestTime", "UniqueBytes", "UniqueKnown"}
+var derived = []string{"Transition", "BinClock", "HeadChain", "TotalBytes", "TotalCount", "LatestTime", "UniqueBytes", "UniqueKnown"}
 
 // fill sets every field to something, so that none can be forgotten, also one
 // that is added later.

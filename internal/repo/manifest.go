@@ -186,6 +186,31 @@ func (r *Repo) ReadManifest(ctx context.Context, p Pack, content ID) (*Manifest,
 	return m, nil
 }
 
+// ReadPoint reads a manifest of which nobody knows the content hash, and tells
+// that hash.
+func (r *Repo) ReadPoint(ctx context.Context, p Pack) (m *Manifest, content ID, err error) {
+	err = r.eachCopy(p, func(blob string) error {
+		b, err := readSmall(ctx, r.store, blob, pointBlobMax)
+		if err != nil {
+			return err
+		}
+		if len(b) < pack.FooterSize {
+			return fmt.Errorf("%w: the pack is cut", pack.ErrDamaged)
+		}
+		f, err := pack.ParseFooter(p.ID, b[len(b)-pack.FooterSize:], int64(len(b)))
+		if err != nil {
+			return err
+		}
+		content = f.Content
+		m, err = r.manifestIn(p, b, content)
+		return err
+	})
+	if err != nil {
+		return nil, ID{}, err
+	}
+	return m, content, nil
+}
+
 // manifestIn checks a point pack's bytes whole and decodes its manifest.
 func (r *Repo) manifestIn(p Pack, blob []byte, content ID) (*Manifest, error) {
 	if !content.IsZero() && len(blob) >= pack.FooterSize {

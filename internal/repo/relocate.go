@@ -65,6 +65,20 @@ func (r *Repo) loadMoves(ctx context.Context) error {
 	return nil
 }
 
+// MovedPacks tells out of which packs records were copied.
+func (r *Repo) MovedPacks(ctx context.Context) (map[PackID]bool, error) {
+	if err := r.loadMoves(ctx); err != nil {
+		return nil, err
+	}
+	r.moves.mu.Lock()
+	defer r.moves.mu.Unlock()
+	out := make(map[PackID]bool, len(r.moves.places))
+	for id := range r.moves.places {
+		out[id] = true
+	}
+	return out, nil
+}
+
 // tablesIn tells which packs a relocation blob is about, and where.
 func (r *Repo) tablesIn(ctx context.Context, p Pack) (map[PackID][]Loc, error) {
 	out := make(map[PackID][]Loc)

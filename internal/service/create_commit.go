@@ -44,7 +44,7 @@ func (c *creation) captureOne(ctx context.Context, session engine.Session, i int
 		Source: c.sources[i],
 		Meta: engine.PointMeta{
 			Snapshot: p.ID, Resource: p.ResourceID, ResourceType: p.ResourceType, ResourceName: p.ResourceName,
-			VolumeType: p.VolumeType, Zone: p.Zone, Group: p.GroupID, Job: p.JobID, Name: p.Name, Description: p.Description,
+			VolumeType: p.VolumeType, Zone: p.Zone, Group: p.GroupID, GroupSize: len(c.points), Job: p.JobID, Name: p.Name, Description: p.Description,
 			Full: p.Full, Parent: p.ParentID, Root: p.RootID, CreateTime: p.CreateTime, SnapshotTime: c.notes.Time,
 			Consistency: p.Consistency, CBT: p.CBT, Reason: p.Reason, SizeBytes: p.VirtualSize,
 		},

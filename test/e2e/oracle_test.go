@@ -69,6 +69,7 @@ func TestOracle(t *testing.T) {
 			"grow":         m.growVolume,
 			"stop":         m.restart,
 			"kill":         m.kill,
+			"lose":         m.loseDatabase,
 			"":             m.check,
 		})
 		m.api().ScrubClean(rt)

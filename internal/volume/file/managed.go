@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -42,6 +43,28 @@ func (m *Managed) place(s volume.Spec) (place, error) {
 		return place{}, errs.New(errs.Internal, "%q cannot name a volume", s.ID)
 	}
 	return place{id: s.ID, path: filepath.Join(m.dir, s.ID+".raw")}, nil
+}
+
+// ListManaged lists the volumes that lie in a folder of managed volumes, with
+// their real sizes. It changes nothing; an absent folder has none.
+func ListManaged(dir string) ([]volume.Spec, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("list the managed volumes: %w", err)
+	}
+	var out []volume.Spec
+	for _, e := range entries {
+		id, ok := strings.CutSuffix(e.Name(), ".raw")
+		if !ok || !nameOK(id) || !e.Type().IsRegular() {
+			continue
+		}
+		st, err := e.Info()
+		if err != nil {
+			return nil, fmt.Errorf("look at managed volume %s: %w", id, err)
+		}
+		out = append(out, volume.Spec{ID: id, SizeBytes: st.Size()})
+	}
+	return out, nil
 }
 
 // Capabilities says that managed volumes are made here, never registered.

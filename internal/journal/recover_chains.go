@@ -1,0 +1,145 @@
+package journal
+
+import (
+	"context"
+	"fmt"
+
+	"cairn/internal/chain"
+	"cairn/internal/service"
+)
+
+// link is what mending needs of one row.
+type link struct {
+	parent, root string
+	full         bool
+}
+
+// mendChains gives points whose ancestors are gone a chain of their own: each
+// point is a whole tree, so only the rules of chains need the ancestors. While
+// the journal is whole there is nothing to mend.
+func (r *recovery) mendChains(ctx context.Context) error {
+	if !r.Accept {
+		return nil
+	}
+	links := map[string]link{}
+	err := r.eachRow(ctx, func(p *service.Snapshot) error {
+		if p.Status != ceased {
+			links[p.ID] = link{p.ParentID, p.RootID, p.Full}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return r.eachRow(ctx, func(p *service.Snapshot) error {
+		if p.Status == ceased {
+			return nil
+		}
+		root := top(links, p.ID)
+		switch {
+		case root == p.RootID:
+		case root == p.ID:
+			r.report.Notes = append(r.report.Notes, fmt.Sprintf("snapshot %s begins a chain now, because its parent %s is gone", p.ID, p.ParentID))
+			p.Full, p.ParentID, p.RootID = true, "", p.ID
+			p.Reason = "the point that it was taken against is gone"
+		default:
+			p.RootID = root
+		}
+		return nil
+	})
+}
+
+// top is the root of the chain that a point is in: the farthest ancestor that
+// is there. Rows that form a ring have none; there the point is its own.
+func top(links map[string]link, id string) string {
+	at := id
+	for range len(links) + 1 {
+		l := links[at]
+		if _, ok := links[l.parent]; l.full || !ok {
+			return at
+		}
+		at = l.parent
+	}
+	return id
+}
+
+// writeChains sets the heads and what fulls say of their chains.
+func (r *recovery) writeChains(ctx context.Context) error {
+	r.guessHeads()
+	heads := map[string]string{} // resource by the root of its head's chain
+	for resource, id := range r.heads {
+		err := r.Store.Update(ctx, func(tx service.Tx) error {
+			p, err := tx.Snapshot("", id)
+			if err != nil {
+				return err
+			}
+			if !p.Live() || p.ResourceID != resource {
+				r.report.Notes = append(r.report.Notes, fmt.Sprintf("%s has no head, because %s is %s; its next snapshot is a full", resource, id, p.Status))
+				return nil
+			}
+			p.IsHead = true
+			heads[p.RootID] = id
+			return tx.UpdateSnapshot(p)
+		})
+		if err != nil {
+			return fmt.Errorf("set the head of %s: %w", resource, err)
+		}
+	}
+	var fulls []string
+	err := r.eachRow(ctx, func(p *service.Snapshot) error {
+		if p.Full && p.Status != ceased {
+			fulls = append(fulls, p.ID)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, id := range fulls {
+		if err := r.Store.Update(ctx, func(tx service.Tx) error { return sumUp(tx, id, heads[id]) }); err != nil {
+			return fmt.Errorf("sum up the chain of %s: %w", id, err)
+		}
+	}
+	return nil
+}
+
+// sumUp writes what a full says of its chain. head is in it, or "".
+func sumUp(tx service.Tx, root, head string) error {
+	rows, err := tx.Chain(root)
+	if err != nil {
+		return err
+	}
+	points := make([]chain.Point, len(rows))
+	full, at := service.Snapshot{}, (*chain.Point)(nil)
+	for i, p := range rows {
+		points[i] = p.Point
+		if p.ID == root {
+			full = p
+		}
+		if p.ID == head {
+			at = &points[i]
+		}
+	}
+	t := chain.TotalsOf(points)
+	full.TotalBytes, full.TotalCount, full.LatestTime = t.Bytes, t.Count, t.Latest
+	full.HeadChain = chain.HeadChain(full.Point, at)
+	return tx.UpdateSnapshot(full)
+}
+
+// guessHeads takes the newest point of a volume for its head where the journal,
+// being damaged or missing, does not tell. A wrong guess costs a point that
+// calls itself incremental on another than the data descends from, never
+// data: every point is a whole tree.
+func (r *recovery) guessHeads() {
+	if r.report.Journal.State == JournalWhole {
+		return
+	}
+	for resource, p := range r.latest {
+		v, ok := r.volumes[resource]
+		if _, has := r.heads[resource]; has || !ok || v.Status == service.VolumeCeased {
+			continue
+		}
+		r.heads[resource] = p.ID
+		r.report.Notes = append(r.report.Notes, fmt.Sprintf("the head of %s is not known; its newest snapshot %s is taken for it", resource, p.ID))
+	}
+}

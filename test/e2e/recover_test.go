@@ -1,0 +1,324 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"cairn/test/e2e/harness"
+)
+
+// recoverReport is what `cairn repo recover -o json` prints.
+type recoverReport struct {
+	DryRun     bool     `json:"dry_run"`
+	Database   string   `json:"database"`
+	MovedAside []string `json:"moved_aside"`
+	Report     struct {
+		Journal struct {
+			State    string   `json:"state"`
+			Problems []string `json:"problems"`
+		} `json:"journal"`
+		Points []struct {
+			ID     string `json:"snapshot_id"`
+			Status string `json:"status"`
+			Result string `json:"result"`
+			Reason string `json:"reason"`
+		} `json:"points"`
+		Blocked string `json:"blocked"`
+	} `json:"report"`
+}
+
+// repoRecover runs the command on a folder that no server has.
+func repoRecover(t harness.TB, srv *harness.Server, args ...string) (code int, r recoverReport, stderr string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), toolLimit)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, srv.Bin, append([]string{"repo", "recover", "--data-dir", srv.Dir, "-o", "json"}, args...)...)
+	cmd.Env = harness.CleanEnv()
+	var out, errOut bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errOut
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatalf("cairn repo recover: %v", err)
+	}
+	if out.Len() > 0 {
+		if err := json.Unmarshal(out.Bytes(), &r); err != nil {
+			t.Fatalf("cairn repo recover printed no JSON document: %v\n%s", err, out.String())
+		}
+	}
+	return cmd.ProcessState.ExitCode(), r, errOut.String()
+}
+
+// mustRecover recovers, and everything must come back.
+func mustRecover(t harness.TB, srv *harness.Server) recoverReport {
+	t.Helper()
+	code, r, stderr := repoRecover(t, srv)
+	if code != 0 || r.DryRun || r.Database != filepath.Join(srv.Dir, "cairn.db") || r.Report.Journal.State != "whole" || r.Report.Blocked != "" {
+		t.Fatalf("recover: exit %d, %+v\n%s", code, r, stderr)
+	}
+	for _, p := range r.Report.Points {
+		if p.Result == "damaged" {
+			t.Fatalf("recover says that %s is damaged: %s", p.ID, p.Reason)
+		}
+	}
+	return r
+}
+
+// databaseFiles are the files of the database that the server uses.
+func databaseFiles(t harness.TB, dir string) []string {
+	t.Helper()
+	var out []string
+	for _, suffix := range []string{"", "-wal", "-shm"} {
+		path := filepath.Join(dir, "cairn.db"+suffix)
+		if _, err := os.Stat(path); err == nil {
+			out = append(out, path)
+		}
+	}
+	if len(out) == 0 {
+		t.Fatalf("there is no database in %s", dir)
+	}
+	return out
+}
+
+// rows is everything that the API shows of snapshots and volumes.
+type rows struct {
+	snapshots []harness.Snapshot
+	volumes   []harness.Volume
+}
+
+func (w *world) allRows(t harness.TB) rows {
+	t.Helper()
+	return rows{
+		snapshots: w.api().Snapshots(t, url.Values{"status": {harness.AllStatuses}}),
+		volumes:   w.srv.Local().Volumes(t, url.Values{"status": {"pending,available,in-use,deleted,ceased"}}),
+	}
+}
+
+// sameRows compares every field that the API shows.
+func sameRows(t harness.TB, what string, got, want rows) {
+	t.Helper()
+	if len(got.snapshots) != len(want.snapshots) || len(got.volumes) != len(want.volumes) {
+		t.Fatalf("%s: %d snapshots and %d volumes, want %d and %d", what, len(got.snapshots), len(got.volumes), len(want.snapshots), len(want.volumes))
+	}
+	for i := range want.snapshots {
+		if !reflect.DeepEqual(got.snapshots[i], want.snapshots[i]) {
+			t.Fatalf("%s: got  %+v\nwant %+v", what, got.snapshots[i], want.snapshots[i])
+		}
+	}
+	for i := range want.volumes {
+		if got.volumes[i] != want.volumes[i] {
+			t.Fatalf("%s: got  %+v\nwant %+v", what, got.volumes[i], want.volumes[i])
+		}
+	}
+}
+
+// loseDatabase stops or kills the server, deletes the database, and recovers.
+func (m *machine) loseDatabase(t *rapid.T) {
+	want := m.allRows(t)
+	if rapid.Bool().Draw(t, "kill") {
+		m.srv.Kill(t)
+	} else {
+		m.srv.Stop(t)
+	}
+	for _, path := range databaseFiles(t, m.srv.Dir) {
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mustRecover(t, m.srv)
+	m.srv.Run(t)
+	sameRows(t, "after the database was lost", m.allRows(t), want)
+	m.count("lose the database")
+}
+
+// TestOldDatabase puts an older database back: the server shows what it has,
+// reads points, and changes nothing until recover brings the newest state.
+func TestOldDatabase(t *testing.T) {
+	t.Parallel()
+	srv := serve(t)
+	w := &world{srv: srv, dir: t.TempDir()}
+	img := harness.NewImage(mib)
+	img.Apply(harness.Edit{Kind: harness.WriteNoise, Len: 300_000, Seed: 1})
+	v := w.register(t, img)
+	w.create(t, true, v)
+	first := w.points[0]
+	srv.Stop(t)
+	old := map[string][]byte{}
+	for _, path := range databaseFiles(t, srv.Dir) {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		old[path] = b
+	}
+	srv.Run(t)
+	v.edit(t, harness.Edit{Kind: harness.WriteNoise, Off: 1000, Len: 5000, Seed: 2})
+	w.create(t, false, v)
+	managed := w.importVolume(t, img)
+	want := w.allRows(t)
+	srv.Stop(t)
+	for _, path := range databaseFiles(t, srv.Dir) {
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for path, b := range old {
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	srv.Run(t)
+	var health struct{ Status, Reason string }
+	r, err := srv.API().Try(harness.Request{Method: http.MethodGet, Path: "/healthz"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Into(t, &health)
+	if health.Status != "restricted" || !strings.Contains(health.Reason, "cairn repo recover") || !strings.Contains(srv.Log(t), "older") {
+		t.Errorf("healthz says %+v", health)
+	}
+	for what, r := range map[string]harness.Response{
+		"create": srv.API().Send(t, http.MethodPost, "volume_snapshots", map[string]any{"resources": []string{v.id}, "snapshot_name": "no"}),
+		"delete": srv.API().Send(t, http.MethodDelete, "volume_snapshots/"+first.id, map[string]any{}),
+		"apply":  srv.API().Send(t, http.MethodPost, "volume_snapshots/apply", map[string]any{"snapshots": []string{first.id}}),
+		"rename": srv.API().Send(t, http.MethodPut, "volume_snapshots/"+first.id, map[string]any{"snapshot_name": "no"}),
+		"scrub":  srv.API().Send(t, http.MethodPost, "repository/scrub", map[string]any{}),
+	} {
+		if r.Status != http.StatusConflict || !bytes.Contains(r.Body, []byte("cairn repo recover")) {
+			t.Errorf("%s answered %d %s", what, r.Status, r.Body)
+		}
+	}
+	srv.API().WantContent(t, "volume_snapshots", first.id, first.content)
+	srv.Stop(t)
+
+	got := mustRecover(t, srv)
+	if len(got.MovedAside) == 0 {
+		t.Error("the old database was not kept")
+	}
+	for _, path := range got.MovedAside {
+		if _, err := os.Stat(path); err != nil {
+			t.Error(err)
+		}
+	}
+	srv.Run(t)
+	sameRows(t, "after recover", w.allRows(t), want)
+	w.checkRows(t)
+	w.checkContent(t)
+	w.create(t, false, v, managed)
+	w.checkRows(t)
+	w.checkPaths(t)
+	srv.API().ScrubClean(t)
+	// The one that was moved away is older from now on.
+	srv.Stop(t)
+	if err := os.Rename(got.MovedAside[0], filepath.Join(srv.Dir, "cairn.db")); err != nil {
+		t.Fatal(err)
+	}
+	srv.Run(t)
+	if r := srv.API().Send(t, http.MethodPost, "repository/scrub", map[string]any{}); r.Status != http.StatusConflict {
+		t.Errorf("beside the database that was moved away: %d %s", r.Status, r.Body)
+	}
+}
+
+// TestRecoverDryRun: a trial tells the same and changes no file.
+func TestRecoverDryRun(t *testing.T) {
+	t.Parallel()
+	srv := serve(t)
+	w := &world{srv: srv, dir: t.TempDir()}
+	w.create(t, true, w.register(t, harness.NewImage(mib)), w.importVolume(t, harness.NewImage(mib)))
+	w.remove(t, w.points[0])
+	if code, _, stderr := repoRecover(t, srv); code != 5 || !strings.Contains(stderr, "stop it first") {
+		t.Errorf("beside a server: exit %d, %s", code, stderr)
+	}
+	srv.Stop(t)
+	before := filesOf(t, srv.Dir)
+	code, trial, stderr := repoRecover(t, srv, "--dry-run")
+	if code != 0 || !trial.DryRun || trial.Database != "" || len(trial.MovedAside) > 0 || len(trial.Report.Points) != 2 {
+		t.Errorf("dry run: exit %d, %+v\n%s", code, trial, stderr)
+	}
+	if after := filesOf(t, srv.Dir); !reflect.DeepEqual(after, before) {
+		t.Errorf("the dry run changed files: %d before, %d after", len(before), len(after))
+	}
+	real := mustRecover(t, srv)
+	if !reflect.DeepEqual(real.Report.Points, trial.Report.Points) {
+		t.Errorf("the trial said %+v, then came %+v", trial.Report.Points, real.Report.Points)
+	}
+	srv.Run(t)
+	w.checkRows(t)
+	w.checkContent(t)
+}
+
+// TestRecoverWithoutJournal: manifests alone are listed, and taken in only if
+// asked to.
+func TestRecoverWithoutJournal(t *testing.T) {
+	t.Parallel()
+	srv := serve(t)
+	w := &world{srv: srv, dir: t.TempDir()}
+	img := harness.NewImage(mib)
+	img.Apply(harness.Edit{Kind: harness.WriteNoise, Len: 100_000, Seed: 3})
+	v := w.importVolume(t, img)
+	w.create(t, true, v)
+	w.create(t, false, v)
+	srv.Stop(t)
+	if err := os.RemoveAll(filepath.Join(srv.Dir, "repo", "journal")); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range databaseFiles(t, srv.Dir) {
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	code, r, stderr := repoRecover(t, srv)
+	if code != 5 || r.Report.Journal.State != "missing" || r.Database != "" || !strings.Contains(stderr, "--accept-uncommitted") || len(r.Report.Points) != 2 {
+		t.Errorf("exit %d, %+v, %s", code, r, stderr)
+	}
+	if _, err := os.Stat(filepath.Join(srv.Dir, "cairn.db")); err == nil {
+		t.Error("a database was made")
+	}
+	if code, r, stderr := repoRecover(t, srv, "--accept-uncommitted"); code != 0 || r.Database == "" {
+		t.Fatalf("exit %d, %+v, %s", code, r, stderr)
+	}
+	srv.Run(t)
+	w.checkRows(t)
+	w.checkContent(t)
+	w.create(t, false, v)
+	w.checkRows(t)
+	srv.API().ScrubClean(t)
+}
+
+// filesOf are a folder's files and what they hold, the lock left out.
+func filesOf(t *testing.T, dir string) map[string]string {
+	t.Helper()
+	out := map[string]string{}
+	err := filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() {
+			out[path] = "folder"
+			return nil
+		}
+		if strings.HasSuffix(path, ".lock") || !d.Type().IsRegular() {
+			return nil
+		}
+		b, err := os.ReadFile(path)
+		out[path] = string(b)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
