@@ -169,7 +169,7 @@ func errorAt(t *testing.T, seed uint64, steps, n int, o faulty.Outcome) (calls i
 	for range steps {
 		w.update(h.step)
 	}
-	for end := time.Now().Add(10 * time.Second); !reflect.DeepEqual(w.replay(), w.rows()) && time.Now().Before(end); {
+	for end := time.Now().Add(time.Minute); !reflect.DeepEqual(w.replay(), w.rows()) && time.Now().Before(end); {
 		time.Sleep(time.Millisecond)
 	}
 	w.same("in the end", w.replay(), w.rows())
