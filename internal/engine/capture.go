@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 
 	"golang.org/x/sync/errgroup"
 
@@ -27,9 +26,10 @@ const (
 type window struct {
 	seq   int64
 	leaf  int64  // index of the leaf
-	have  uint32 // chunks that may hold data; the others are zeros
+	todo  uint32 // chunks that may differ from the parent; the others are as there
+	have  uint32 // chunks of todo that may hold data; the others are zeros
 	bytes int64  // source bytes it stands for in the progress
-	buf   []byte // leafSize bytes; only chunks in have are filled
+	buf   []byte // leafSize bytes; only chunks in have are filled. nil: none are
 	ready chan struct{}
 }
 
@@ -54,6 +54,7 @@ type capture struct {
 	w      *repo.PointWriter
 	src    volume.Source
 	parent *repo.Root
+	plan   plan
 
 	bufs    chan []byte
 	windows chan *window
@@ -72,7 +73,11 @@ func (s *session) Capture(ctx context.Context, spec CaptureSpec, progress Progre
 	if err != nil {
 		return Captured{}, err
 	}
-	plan, total, err := planWindows(ctx, spec.Source)
+	p, err := newPlan(ctx, spec, parent)
+	if err != nil {
+		return Captured{}, err
+	}
+	total, err := p.total(ctx)
 	if err != nil {
 		return Captured{}, err
 	}
@@ -81,7 +86,7 @@ func (s *session) Capture(ctx context.Context, spec CaptureSpec, progress Progre
 		progress(0, total)
 	}
 	w, err := s.s.NewPoint(ctx, repo.PointConfig{
-		Snapshot: spec.Meta.Snapshot, SizeBytes: size, Parent: parent,
+		Snapshot: spec.Meta.Snapshot, SizeBytes: size, Parent: parent, Keep: p.tracked(),
 		Durable: func(n int64) {
 			done += n
 			if progress != nil {
@@ -93,20 +98,23 @@ func (s *session) Capture(ctx context.Context, spec CaptureSpec, progress Progre
 		return Captured{}, err
 	}
 	c := &capture{
-		e: s.e, s: s.s, w: w, src: spec.Source, parent: parent,
+		e: s.e, s: s.s, w: w, src: spec.Source, parent: parent, plan: p,
 		bufs: make(chan []byte, s.e.workers+readAhead), windows: make(chan *window), results: make(chan *hashed, s.e.workers),
 	}
-	if err := c.run(ctx, plan); err != nil {
+	if err := c.run(ctx); err != nil {
 		w.Abort()
 		return Captured{}, fmt.Errorf("capture %s of %s: %w", spec.Meta.Snapshot, spec.Meta.Resource, err)
 	}
-	p, err := w.Finish(ctx, spec.manifest(size))
+	if p.tracked() {
+		spec.Meta.CBT = CBTTracked
+	}
+	point, err := w.Finish(ctx, spec.manifest(size))
 	if err != nil {
 		return Captured{}, fmt.Errorf("finish %s: %w", spec.Meta.Snapshot, err)
 	}
 	return Captured{
-		Ref:        PointRef{Snapshot: spec.Meta.Snapshot, Pack: p.Pack.ID.String(), Hash: p.Content.String()},
-		AddedBytes: p.AddedBytes, SourceBytes: size, ReadBytes: c.read, NewChunks: c.fresh,
+		Ref:        PointRef{Snapshot: spec.Meta.Snapshot, Pack: point.Pack.ID.String(), Hash: point.Content.String()},
+		AddedBytes: point.AddedBytes, SourceBytes: size, ReadBytes: c.read, NewChunks: c.fresh, CBT: spec.Meta.CBT,
 	}, nil
 }
 
@@ -136,33 +144,16 @@ func (c CaptureSpec) manifest(size int64) *repo.Manifest {
 	}
 }
 
-// planWindows finds the leaves that may hold data and counts their bytes.
-func planWindows(ctx context.Context, src volume.Source) (plan []extent.Range, total int64, err error) {
-	for off := int64(0); off < src.Size(); {
-		r, err := src.Data(ctx, off)
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			return nil, 0, err
-		}
-		plan = append(plan, r)
-		off = r.End()
-	}
-	plan = extent.Align(plan, chunkSize, src.Size())
-	return plan, extent.Total(plan), nil
-}
-
 // run moves all windows: one reader, some workers, and this goroutine, which
 // puts the leaves in order.
-func (c *capture) run(ctx context.Context, plan []extent.Range) error {
+func (c *capture) run(ctx context.Context) error {
 	for range cap(c.bufs) {
 		c.bufs <- make([]byte, leafSize)
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		defer close(c.windows)
-		return c.readAll(ctx, plan)
+		return c.readAll(ctx)
 	})
 	workers, wctx := errgroup.WithContext(ctx)
 	for range c.e.workers {
@@ -176,64 +167,59 @@ func (c *capture) run(ctx context.Context, plan []extent.Range) error {
 	return g.Wait()
 }
 
-// readAll reads the planned ranges, window by window.
-func (c *capture) readAll(ctx context.Context, plan []extent.Range) error {
+// readAll reads what the plan says, window by window.
+func (c *capture) readAll(ctx context.Context) error {
 	var win *window
-	for _, r := range plan {
+	err := c.plan.each(ctx, func(r extent.Range, data bool) error {
 		for off := r.Off; off < r.End(); {
 			leaf := off / leafSize
 			if win != nil && win.leaf != leaf {
-				if err := c.dispatch(ctx, win); err != nil {
+				if err := send(ctx, c.windows, win); err != nil {
 					return err
 				}
-				win = &window{seq: win.seq + 1, leaf: leaf}
+				win = &window{seq: win.seq + 1, leaf: leaf, ready: make(chan struct{})}
 			}
 			if win == nil {
-				win = &window{leaf: leaf}
+				win = &window{leaf: leaf, ready: make(chan struct{})}
 			}
 			n := min(r.End(), (leaf+1)*leafSize) - off
-			if err := c.fill(ctx, win, off, n); err != nil {
+			if err := c.fill(ctx, win, off, n, data); err != nil {
 				return err
 			}
 			off += n
 		}
-	}
-	if win == nil {
 		return nil
+	})
+	if err != nil || win == nil {
+		return err
 	}
-	return c.dispatch(ctx, win)
-}
-
-func (c *capture) dispatch(ctx context.Context, win *window) error {
-	select {
-	case c.windows <- win:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
+	return send(ctx, c.windows, win)
 }
 
 // fill reads n bytes at off, which lie in one leaf and begin with a chunk. A
-// chunk that the volume's end cuts is filled up with zeros.
-func (c *capture) fill(ctx context.Context, win *window, off, n int64) error {
+// chunk that the volume's end cuts is filled up with zeros. What is no data
+// reads as zeros without being read.
+func (c *capture) fill(ctx context.Context, win *window, off, n int64, data bool) error {
+	at := off - win.leaf*leafSize
+	end := (at + n + chunkSize - 1) &^ (chunkSize - 1)
+	bits := uint32(1<<(end/chunkSize) - 1<<(at/chunkSize))
+	win.todo |= bits
+	win.bytes += n
+	if !data {
+		return nil
+	}
 	if win.buf == nil {
 		select {
 		case win.buf = <-c.bufs:
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
-		win.ready = make(chan struct{})
 	}
-	at := off - win.leaf*leafSize
 	if err := c.src.ReadAt(ctx, win.buf[at:at+n], off); err != nil {
 		return err
 	}
-	end := (at + n + chunkSize - 1) &^ (chunkSize - 1)
 	clear(win.buf[at+n : end])
-	for i := at / chunkSize; i < end/chunkSize; i++ {
-		win.have |= 1 << i
-	}
-	win.bytes += n
+	win.have |= bits
 	c.read += n
 	return nil
 }
@@ -251,11 +237,11 @@ func (c *capture) work(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		c.bufs <- win.buf
-		select {
-		case c.results <- h:
-		case <-ctx.Done():
-			return context.Cause(ctx)
+		if win.buf != nil {
+			c.bufs <- win.buf
+		}
+		if err := send(ctx, c.results, h); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -17,7 +17,7 @@ import (
 // scan finds the leaves in which the point or the target holds anything. What
 // lies between them reads as zeros in both.
 func (r *restore) scan(ctx context.Context, spans chan<- *span) error {
-	s := scanner{r: r, spans: spans}
+	s := scanner{r: r, spans: spans, data: cursor{of: r.target.Data, size: r.target.Size()}}
 	err := r.e.r.Walk(ctx, r.root, 0, r.chunks, nil, func(idx int64, n *repo.Node) error {
 		if err := s.upTo(ctx, idx); err != nil {
 			return err
@@ -46,45 +46,27 @@ func (r *restore) scan(ctx context.Context, spans chan<- *span) error {
 type scanner struct {
 	r      *restore
 	spans  chan<- *span
-	next   int64        // the first leaf that was not looked at
-	data   extent.Range // of the target; ends behind the leaves looked at
-	eof    bool         // no data behind data
+	next   int64  // the first leaf that was not looked at
+	data   cursor // of the target. Writers are behind it: it sees what was there before
 	leaves []leaf
-}
-
-// seek makes data the first range of the target that ends behind off. Writers
-// are behind the scanner, so what it sees is what was there before.
-func (s *scanner) seek(ctx context.Context, off int64) error {
-	for !s.eof && s.data.End() <= off {
-		r, err := s.r.target.Data(ctx, off)
-		if errors.Is(err, io.EOF) {
-			s.eof = true
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		s.data = r
-	}
-	return nil
 }
 
 // holds reports whether the target may hold anything in a leaf.
 func (s *scanner) holds(ctx context.Context, idx int64) (bool, error) {
-	if err := s.seek(ctx, idx*leafSize); err != nil {
+	if err := s.data.seek(ctx, idx*leafSize); err != nil {
 		return false, err
 	}
-	return !s.eof && s.data.Off < (idx+1)*leafSize, nil
+	return !s.data.eof && s.data.at.Off < (idx+1)*leafSize, nil
 }
 
 // upTo adds the leaves before limit that only the target has something in.
 func (s *scanner) upTo(ctx context.Context, limit int64) error {
 	for s.next < limit {
-		if err := s.seek(ctx, s.next*leafSize); err != nil {
+		if err := s.data.seek(ctx, s.next*leafSize); err != nil {
 			return err
 		}
-		idx := max(s.next, s.data.Off/leafSize)
-		if s.eof || idx >= limit {
+		idx := max(s.next, s.data.at.Off/leafSize)
+		if s.data.eof || idx >= limit {
 			break
 		}
 		s.next = idx + 1

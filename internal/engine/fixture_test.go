@@ -91,8 +91,8 @@ func (v *memVolume) Data(_ context.Context, off int64) (extent.Range, error) {
 	return extent.Range{}, io.EOF
 }
 
-func (v *memVolume) Changed(context.Context, volume.Checkpoint) ([]extent.Range, error) {
-	return nil, volume.ErrNoBase
+func (v *memVolume) Changed(context.Context, volume.Checkpoint, int64) (extent.Range, error) {
+	return extent.Range{}, volume.ErrNoBase
 }
 
 func (v *memVolume) WriteAt(_ context.Context, buf []byte, off int64) error {

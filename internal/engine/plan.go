@@ -1,76 +1,135 @@
 package engine
 
 import (
-	"cmp"
-	"math/bits"
-	"slices"
+	"context"
+	"errors"
+	"fmt"
+	"io"
 
+	"cairn/internal/extent"
 	"cairn/internal/repo"
+	"cairn/internal/volume"
 )
 
-// Policy bounds what a collection copies to get at garbage.
-type Policy struct {
-	MaxCopy  int64   // bytes that are copied at most
-	MinWaste float64 // share of a pack that must be garbage, 0..1
+// plan says what of a source must be looked at. It asks the source as it goes
+// along and keeps no list: a sparse volume may have millions of extents.
+type plan struct {
+	src  volume.Source
+	base volume.Checkpoint // changes since then are known; "": all data is read
 }
 
-// mergeAt is how many small packs of like size become one: with fewer, each
-// byte would be copied again and again.
-const mergeAt = 4
+// newPlan asks whether changes are known; if they are not, everything is read.
+func newPlan(ctx context.Context, spec CaptureSpec, parent *repo.Root) (plan, error) {
+	p := plan{src: spec.Source}
+	if parent == nil || spec.Base == "" {
+		return p, nil
+	}
+	switch _, err := spec.Source.Changed(ctx, spec.Base, 0); {
+	case errors.Is(err, volume.ErrNoBase):
+	case err != nil && !errors.Is(err, io.EOF):
+		return p, fmt.Errorf("ask %s for its changes: %w", spec.Meta.Resource, err)
+	default:
+		p.base = spec.Base
+	}
+	return p, nil
+}
 
-// PlanEvacuation chooses the packs whose needed parts are worth copying: first
-// those with the most garbage for each byte copied, then small ones of like
-// size together. The packs must all have something needed in them.
-func PlanEvacuation(packs []PackWaste, p Policy) []string {
-	type kindTier struct {
-		kind string
-		tier int
-	}
-	var wasteful []PackWaste
-	small := make(map[kindTier][]PackWaste)
-	for _, w := range packs {
-		full := int64(repo.PackSize(w.Kind))
-		switch {
-		case full == 0 || w.Stored <= 0:
-		case float64(w.Stored-w.Needed) >= p.MinWaste*float64(w.Stored):
-			wasteful = append(wasteful, w)
-		case w.Stored <= full/2:
-			t := kindTier{w.Kind, bits.Len64(uint64(w.Stored)) / 2}
-			small[t] = append(small[t], w)
-		}
-	}
-	slices.SortFunc(wasteful, func(a, b PackWaste) int {
-		return cmp.Or(cmp.Compare(a.Needed*b.Stored, b.Needed*a.Stored), cmp.Compare(a.ID, b.ID))
+// tracked reports whether what each leaves out is as in the parent. Else it
+// is zeros.
+func (p plan) tracked() bool { return p.base != "" }
+
+// total is the number of bytes that each hands out.
+func (p plan) total(ctx context.Context) (n int64, err error) {
+	err = chunkRuns(ctx, p.src.Size(), p.next, func(r extent.Range) error {
+		n += r.Len
+		return nil
 	})
-	var out []string
-	left := p.MaxCopy
-	take := func(w PackWaste) bool {
-		if w.Needed > left {
-			return false
-		}
-		left -= w.Needed
-		out = append(out, w.ID)
-		return true
+	return n, err
+}
+
+func (p plan) next(ctx context.Context, off int64) (extent.Range, error) {
+	if p.tracked() {
+		return p.src.Changed(ctx, p.base, off)
 	}
-	for _, w := range wasteful {
-		take(w)
+	return p.src.Data(ctx, off)
+}
+
+// each calls fn with ranges in order; they begin with chunks and end with
+// chunks or the volume. What is no data reads as zeros.
+func (p plan) each(ctx context.Context, fn func(r extent.Range, data bool) error) error {
+	if !p.tracked() {
+		return chunkRuns(ctx, p.src.Size(), p.next, func(r extent.Range) error { return fn(r, true) })
 	}
-	tiers := make([]kindTier, 0, len(small))
-	for t := range small {
-		tiers = append(tiers, t)
-	}
-	slices.SortFunc(tiers, func(a, b kindTier) int { return cmp.Or(cmp.Compare(a.kind, b.kind), a.tier-b.tier) })
-	for _, t := range tiers {
-		group := small[t]
-		if len(group) < mergeAt {
-			continue
-		}
-		slices.SortFunc(group, func(a, b PackWaste) int { return cmp.Compare(a.ID, b.ID) })
-		for _, w := range group {
-			if !take(w) {
-				break
+	data := cursor{of: p.src.Data, size: p.src.Size()}
+	return chunkRuns(ctx, p.src.Size(), p.next, func(r extent.Range) error {
+		for r.Len > 0 {
+			if err := data.seek(ctx, r.Off); err != nil {
+				return err
 			}
+			part := r
+			holds := !data.eof && data.at.Off <= r.Off
+			switch {
+			case holds:
+				part.Len = min(r.Len, data.at.End()-r.Off)
+			case !data.eof:
+				part.Len = min(r.Len, data.at.Off-r.Off)
+			}
+			if err := fn(part, holds); err != nil {
+				return err
+			}
+			r = extent.Range{Off: part.End(), Len: r.Len - part.Len}
+		}
+		return nil
+	})
+}
+
+// ask returns the first range at or after off, or io.EOF.
+type ask func(ctx context.Context, off int64) (extent.Range, error)
+
+// chunkRuns widens the ranges that next gives to whole chunks, cut at size,
+// and calls fn with each, in order. They do not overlap.
+func chunkRuns(ctx context.Context, size int64, next ask, fn func(extent.Range) error) error {
+	c := cursor{of: next, size: size}
+	for {
+		if err := c.seek(ctx, c.at.End()); err != nil || c.eof {
+			return err
+		}
+		if err := fn(c.at); err != nil {
+			return err
 		}
 	}
-	return out
+}
+
+// cursor goes along ranges that are widened to whole chunks.
+type cursor struct {
+	of   ask
+	size int64
+	at   extent.Range
+	eof  bool // no range behind at
+}
+
+// seek makes at the first range that ends behind off, which ascends and is a
+// chunk's beginning or the volume's end.
+func (c *cursor) seek(ctx context.Context, off int64) error {
+	for !c.eof && c.at.End() <= off {
+		if off >= c.size {
+			c.eof = true
+			break
+		}
+		r, err := c.of(ctx, off)
+		if errors.Is(err, io.EOF) || err == nil && r.Off >= c.size {
+			c.eof = true
+			break
+		}
+		if err != nil {
+			return err
+		}
+		if r.Off < off || r.Len <= 0 {
+			return fmt.Errorf("the driver answered with bytes %d to %d when asked from byte %d on", r.Off, r.End(), off)
+		}
+		start := r.Off &^ (chunkSize - 1)
+		end := min((r.End()+chunkSize-1)&^(chunkSize-1), c.size)
+		c.at = extent.Range{Off: start, Len: end - start}
+	}
+	return nil
 }

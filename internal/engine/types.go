@@ -55,7 +55,16 @@ type CaptureSpec struct {
 	// Parent is the point whose tree is inherited where nothing changed.
 	// nil: write every node afresh (a full).
 	Parent *PointRef
+	// Base is the driver's mark of the moment that Parent shows: only what
+	// changed since is read, if the driver knows it. "": all data is read.
+	Base volume.Checkpoint
 }
+
+// How the changes of a point were found.
+const (
+	CBTScan    = "scan"    // everything was read and compared by hash
+	CBTTracked = "tracked" // the driver knew what may have changed
+)
 
 // Captured is what a capture left in the repository. The manifest is durable;
 // the point becomes real when the session commits.
@@ -65,6 +74,7 @@ type Captured struct {
 	SourceBytes int64 // volume size
 	ReadBytes   int64 // bytes read from the source
 	NewChunks   int64
+	CBT         string // as in the manifest: the caller's word, or CBTTracked
 }
 
 // Progress is called with bytes done out of total. It is cheap and may be

@@ -30,6 +30,9 @@ func (wk *worker) hash(ctx context.Context, win *window) (*hashed, error) {
 	var mine [fanout]*repo.Claim
 	fresh := make([]int, 0, fanout)
 	for i := range fanout {
+		if win.todo&(1<<i) == 0 && wk.c.plan.tracked() && old != nil {
+			h.slots[i].ID, h.slots[i].Loc = old.Slots[i].ID, old.Slots[i].Loc
+		}
 		if win.have&(1<<i) == 0 {
 			continue
 		}

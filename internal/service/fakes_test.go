@@ -285,8 +285,8 @@ func (s *source) ReadAt(context.Context, []byte, int64) error { return errors.Er
 func (s *source) Data(context.Context, int64) (extent.Range, error) {
 	return extent.Range{}, io.EOF
 }
-func (s *source) Changed(context.Context, volume.Checkpoint) ([]extent.Range, error) {
-	return nil, volume.ErrNoBase
+func (s *source) Changed(context.Context, volume.Checkpoint, int64) (extent.Range, error) {
+	return extent.Range{}, volume.ErrNoBase
 }
 
 type target struct {

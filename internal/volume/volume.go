@@ -122,8 +122,9 @@ type Source interface {
 	// Data returns the first range at or after off that may hold anything
 	// but zeros, or io.EOF when only zeros follow.
 	Data(ctx context.Context, off int64) (extent.Range, error)
-	// Changed lists ranges that may differ from base. ErrNoBase: unknown.
-	Changed(ctx context.Context, base Checkpoint) ([]extent.Range, error)
+	// Changed returns the first range at or after off that may differ from
+	// base, or io.EOF when nothing follows. ErrNoBase: changes are unknown.
+	Changed(ctx context.Context, base Checkpoint, off int64) (extent.Range, error)
 }
 
 // Target is a volume opened for being overwritten. WriteAt, ReadAt and Zero

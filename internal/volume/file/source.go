@@ -103,8 +103,8 @@ func (s *source) ReadAt(ctx context.Context, buf []byte, off int64) error {
 
 // Changed always answers ErrNoBase: nothing about a plain file proves that a
 // part of it did not change.
-func (s *source) Changed(context.Context, volume.Checkpoint) ([]extent.Range, error) {
-	return nil, volume.ErrNoBase
+func (s *source) Changed(context.Context, volume.Checkpoint, int64) (extent.Range, error) {
+	return extent.Range{}, volume.ErrNoBase
 }
 
 // sequential tells the kernel how f will be read. It is advice.

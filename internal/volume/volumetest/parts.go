@@ -100,7 +100,7 @@ func testFreshIsZero(t *testing.T, h Harness) {
 	if in.Time().IsZero() {
 		t.Fatal("the instant has no time")
 	}
-	if _, err := src.Changed(t.Context(), "none"); !h.Driver.Capabilities().Tracking && !errors.Is(err, volume.ErrNoBase) {
+	if _, err := src.Changed(t.Context(), "none", 0); !h.Driver.Capabilities().Tracking && !errors.Is(err, volume.ErrNoBase) {
 		t.Fatalf("Changed without tracking: %v, want ErrNoBase", err)
 	}
 	ok(t, in.Check(t.Context()))
