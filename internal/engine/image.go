@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"golang.org/x/sync/errgroup"
 
@@ -151,9 +152,10 @@ func writePieces(ctx context.Context, w io.Writer, order <-chan *piece, bufs cha
 
 // point reads a point of the repository as a flat volume. One goroutine.
 type point struct {
-	e *Engine
-	m *repo.Manifest
-	x *repo.Reader
+	e     *Engine
+	m     *repo.Manifest
+	x     *repo.Reader
+	wants []repo.Want // memory of readLeaf
 }
 
 func (p *point) Size() int64 { return p.m.SizeBytes }
@@ -213,21 +215,26 @@ func (p *point) ReadAt(ctx context.Context, buf []byte, off int64) error {
 
 // readLeaf fills buf from byte at of a leaf.
 func (p *point) readLeaf(ctx context.Context, node *repo.Node, buf []byte, at int64) error {
-	for len(buf) > 0 {
+	p.wants = p.wants[:0]
+	for done := 0; done < len(buf); {
 		i, skip := at/chunkSize, at%chunkSize
-		n := min(int64(len(buf)), chunkSize-skip)
-		if node == nil || node.Slots[i].IsZero() {
-			clear(buf[:n])
-		} else {
+		n := min(len(buf)-done, int(chunkSize-skip))
+		switch {
+		case node == nil || node.Slots[i].IsZero():
+			clear(buf[done : done+n])
+		case n == chunkSize:
+			p.wants = append(p.wants, repo.Want{Ref: node.Slots[i], At: done})
+		default:
 			chunk, err := p.x.Chunk(ctx, node.Slots[i])
 			if err != nil {
 				return err
 			}
-			copy(buf[:n], chunk[skip:])
+			copy(buf[done:done+n], chunk[skip:])
 		}
-		buf, at = buf[n:], at+n
+		done, at = done+n, at+int64(n)
 	}
-	return nil
+	slices.SortFunc(p.wants, func(a, b repo.Want) int { return repo.ComparePlaces(a.Ref.Loc, b.Ref.Loc) })
+	return p.x.Fetch(ctx, p.wants, buf)
 }
 
 // ImportTo writes a raw stream of exactly size bytes to a target that reads
