@@ -1,0 +1,5 @@
+//go:build !race
+
+package collectmodel
+
+const raceDetector = false
