@@ -107,7 +107,7 @@ func (w *world) useMark(s *state, i int, m *marking, lateStrays packSet, emit em
 		w.see(markAborted)
 		st := say("collector: something is unreadable, the collection is aborted")
 		if !w.mayAbort {
-			st.wrong = "a collection is aborted although nothing is damaged"
+			st.wrong = flawed(stuck, "a collection is aborted although nothing is damaged")
 		}
 		emit(st, &n)
 		return

@@ -2,8 +2,8 @@
 // and a search through all its states: TestProtocolHolds visits every state
 // within the bounds of its worlds, TestEveryRuleIsNeeded turns one rule off at
 // a time and shows what it loses. docs/adr/0005-collection.md tells why the
-// protocol is as it is and what the search covered. The words in italics there
-// and in brackets here are the rules' names in rules_test.go.
+// protocol is as it is and what the search covered. In brackets are the rules,
+// as rules_test.go names them.
 //
 // # What there is
 //
@@ -55,13 +55,13 @@
 // newer term takes the job.
 //
 //  1. In a transaction, E ← E+1 = G [epochFirst].
-//  2. Blobs are listed, and rows are read afterwards [listBeforeRows]. Roots are
-//     the manifests that the rows of points name [rowNamesManifest], whether
-//     they were in the list or not [rowsAreRoots]: of points that are available,
-//     in the bin [binIsRoot], or pinned though ceased [pinImage, pinReader,
-//     pinParent]. A listed manifest whose point has no row at all is a root, too
-//     [unknownIsRoot]. Other manifests are not: those of pending and ceased
-//     points, and those that a commit passed over.
+//  2. Blobs are listed, and rows are read afterwards [listBeforeRows], all in one
+//     transaction [oneRead]. Roots are the manifests that the rows of points name
+//     [rowNamesManifest], whether they were in the list or not [rowsAreRoots]: of
+//     points that are available, in the bin [binIsRoot], or pinned though ceased
+//     [pinImage, pinReader, pinParent]. A listed manifest whose point has no row
+//     at all is a root, too [unknownIsRoot]. Other manifests are not: those of
+//     pending and ceased points, and those that a commit passed over.
 //  3. The mark walks the roots. A hint means its own pack if the row is LIVE
 //     [liveRowFirst]; else a relocation that was listed, whose row is LIVE and
 //     whose session committed [relocationCommitted], leads on, perhaps over
@@ -83,10 +83,10 @@
 //     DELETING, which is final; those that this very collection condemned only
 //     while no session is ACTIVE [deleteLater]. Then the blob is deleted, and
 //     then the row [recordDelete].
-//  7. Strays: a blob of any kind that was listed, had no row when rows were read
-//     afterwards, and is neither an unknown manifest nor hinted at by a root,
-//     gets a row that says DELETING, and goes the same way. They come from Puts
-//     of fenced and aborted sessions that land late.
+//  7. Strays: a blob of any kind [strayKinds] that was listed, had no row when
+//     rows were read afterwards, and is neither an unknown manifest nor hinted at
+//     by a root, gets a row that says DELETING, and goes the same way. They come
+//     from Puts of fenced and aborted sessions that land late.
 //
 // # Points and readers
 //

@@ -1,11 +1,9 @@
 package collectmodel
 
-import "fmt"
-
 // drain tells what would be kept for ever from here, or be in the way of
 // collections: everybody stops, what is in flight lands, open sessions are
 // aborted, and a collector works alone, twice.
-func (w *world) drain(s state) string {
+func (w *world) drain(s state) flaw {
 	q := &world{off: w.off, cancels: true, collections: 255, collectorTerms: 255, mayAbort: true}
 	all := func(steps func(*state, emitFunc)) {
 		for q.first(&s, steps) {
@@ -25,7 +23,7 @@ func (w *world) drain(s state) string {
 		for _, act := range []func(*state, int, emitFunc){q.begin, q.list, q.readRows, q.condemn} {
 			q.first(&s, func(s *state, emit emitFunc) { act(s, 0, emit) })
 			if s.collectors[0].phase == idle {
-				return "no collection can come to its end any more"
+				return flawed(stuck, "no collection can come to its end any more")
 			}
 		}
 		all(func(s *state, emit emitFunc) { q.takeStrays(s, 0, emit) })
@@ -55,7 +53,7 @@ func (w *world) first(s *state, steps func(*state, emitFunc)) bool {
 
 // leftover names a pack that is there although no root needs it, or that is
 // needed and not LIVE.
-func (w *world) leftover(s *state) string {
+func (w *world) leftover(s *state) flaw {
 	var listed packSet
 	for id := packID(1); id <= maxPacks; id++ {
 		if s.packs[id].blob {
@@ -66,9 +64,9 @@ func (w *world) leftover(s *state) string {
 	for id := packID(1); id <= maxPacks; id++ {
 		switch p := &s.packs[id]; {
 		case p.present() && m.marks[id] == 0:
-			return fmt.Sprintf("pack %d is kept for ever", id)
+			return flawed(leak, "pack %d is kept for ever", id)
 		case m.marks[id] != 0 && p.row != live:
-			return fmt.Sprintf("pack %d is needed and not LIVE", id)
+			return flawed(loss, "pack %d is needed and not LIVE", id)
 		}
 	}
 	return w.check(s)

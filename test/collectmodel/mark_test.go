@@ -149,6 +149,9 @@ func (m *marking) strays() (strays packSet) {
 		if !m.listed.has(id) || p.row != noRow || m.hinted.has(id) {
 			continue
 		}
+		if p.kind != dataPack && !m.w.has(strayKinds) {
+			continue
+		}
 		if p.kind == pointPack && (m.marks[id] != 0 || m.s.points[p.point].state == unknown) {
 			continue
 		}

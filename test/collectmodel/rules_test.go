@@ -45,6 +45,7 @@ const (
 	checkCondemned // CONDEMNED → DELETING looks at the row again
 	recordDelete   // a blob is deleted after its row says DELETING
 	deleteLater    // a pack condemned now is not deleted while sessions are ACTIVE
+	strayKinds     // strays are blobs of any kind, not data packs alone
 	collectorTerm  // the collector's transactions check its term
 
 	// Readers and points.
@@ -69,7 +70,7 @@ var ruleNames = [numRules]string{
 	spareNewborn: "spare newborn packs", spareStamped: "spare stamped packs", checkStamp: "check the stamp when compacting",
 	relocateFirst: "relocation before condemning", healIsFinal: "a healed pack goes to DELETING",
 	checkCondemned: "check CONDEMNED when deleting", recordDelete: "DELETING before the blob's Delete",
-	deleteLater: "no deletion of the newly condemned beside sessions", collectorTerm: "term check of the collector",
+	deleteLater: "no deletion of the newly condemned beside sessions", strayKinds: "strays of any kind", collectorTerm: "term check of the collector",
 	readerRereads: "readers list relocations again", wholeLine: "undelete whole lines",
 }
 

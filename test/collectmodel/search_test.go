@@ -14,7 +14,7 @@ import (
 type step struct {
 	text  string // has a verb for each of args
 	args  [3]int
-	wrong string // what is wrong with making this step at all
+	wrong flaw // what is wrong with making this step at all
 }
 
 func say(text string, args ...int) step {
@@ -48,21 +48,9 @@ type found struct {
 	states int
 	steps  int // transitions
 	depth  int // of the last new state; of a violation, its number of steps
-	wrong  string
+	wrong  flaw
 	trace  []string
 	full   bool // every state within the bounds was visited
-}
-
-func (f *found) outcome() outcome {
-	switch {
-	case f.wrong == "":
-		return harmless
-	case strings.Contains(f.wrong, "aborted"):
-		return stuck
-	case strings.Contains(f.wrong, "below"):
-		return broken
-	}
-	return loss
 }
 
 // log prints how it came to this.
@@ -82,8 +70,8 @@ func (w *world) search(limit int) found {
 	first := w.start()
 	w.tidy(&first)
 	x.first = first
-	if msg := w.check(&first); msg != "" {
-		return found{wrong: "at the start: " + msg}
+	if wrong := w.check(&first); wrong.kind != harmless {
+		return found{wrong: wrong}
 	}
 	x.seen.add(hashOf(&first), 0)
 	level := []state{first}
@@ -92,7 +80,7 @@ func (w *world) search(limit int) found {
 		level = x.level(level)
 		if bad := x.bad.Load(); bad != nil {
 			return found{
-				states: x.seen.len(), steps: int(x.steps.Load()), depth: depth + 1, wrong: bad.msg,
+				states: x.seen.len(), steps: int(x.steps.Load()), depth: depth + 1, wrong: bad.wrong,
 				trace: append(x.trace(bad.from), bad.last.String()),
 			}
 		}
@@ -114,9 +102,9 @@ type searcher struct {
 
 // violation is a step that leads to a bad state.
 type violation struct {
-	from uint64 // hash of the state before
-	last step
-	msg  string
+	from  uint64 // hash of the state before
+	last  step
+	wrong flaw
 }
 
 // level expands all states of one depth and returns those of the next.
@@ -155,18 +143,21 @@ func (x *searcher) expand(s *state, out []state) []state {
 	x.w.next(s, func(st step, n *state) {
 		x.steps.Add(1)
 		h := hashOf(n)
-		if st.wrong == "" && !x.seen.add(h, from) {
-			return
+		wrong := st.wrong
+		if s.cameBack(n) {
+			wrong = flawed(broken, "a ceased point came back")
 		}
-		msg := st.wrong
-		if msg == "" {
-			msg = x.w.check(n)
+		if wrong.kind == harmless {
+			if !x.seen.add(h, from) {
+				return
+			}
+			wrong = x.w.check(n)
 		}
-		if msg == "" && x.w.drainEvery > 0 && h%x.w.drainEvery == 0 {
-			msg = x.w.drain(*n)
+		if wrong.kind == harmless && x.w.drainEvery > 0 && h%x.w.drainEvery == 0 {
+			wrong = x.w.drain(*n)
 		}
-		if msg != "" {
-			x.bad.CompareAndSwap(nil, &violation{from: from, last: st, msg: msg})
+		if wrong.kind != harmless {
+			x.bad.CompareAndSwap(nil, &violation{from: from, last: st, wrong: wrong})
 			return
 		}
 		out = append(out, *n)
