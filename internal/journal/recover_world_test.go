@@ -41,8 +41,8 @@ func (c content) Data(_ context.Context, off int64) (extent.Range, error) {
 	return extent.Range{Off: off, Len: c.Size() - off}, nil
 }
 
-func (c content) Changed(context.Context, volume.Checkpoint) ([]extent.Range, error) {
-	return nil, volume.ErrNoBase
+func (c content) Changed(context.Context, volume.Checkpoint, int64) (extent.Range, error) {
+	return extent.Range{}, volume.ErrNoBase
 }
 
 // registry is a session's packs.

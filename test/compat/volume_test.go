@@ -33,8 +33,8 @@ func (v *sparse) Size() int64                { return v.size }
 func (v *sparse) Sync(context.Context) error { return nil }
 func (v *sparse) Close() error               { return nil }
 
-func (v *sparse) Changed(context.Context, volume.Checkpoint) ([]extent.Range, error) {
-	return nil, volume.ErrNoBase
+func (v *sparse) Changed(context.Context, volume.Checkpoint, int64) (extent.Range, error) {
+	return extent.Range{}, volume.ErrNoBase
 }
 
 func (v *sparse) Data(_ context.Context, off int64) (extent.Range, error) {
