@@ -362,6 +362,25 @@ fetch "$api/volume_snapshots/$day1/export?format=raw" "$work/export.raw"
 compare day1 "$work/export.raw" "the export of day 1"
 compare day4 "$disk" "the live disk, which the delete must not touch,"
 
+step "A deleted point comes back out of the recycle bin"
+call POST $api/lease "{\"resources\":[\"$day3\"]}"
+job
+expect "what came back, its ancestor too" "$(jq -r '.resource_ids | sort | join(" ")' "$answer")" "$(printf '%s\n' "$day2" "$day3" | LC_ALL=C sort | xargs)"
+fetch "$api/volume_snapshots/$day3/export?format=raw" "$work/export.raw"
+compare day3 "$work/export.raw" "the export of day 3, back again,"
+
+step "Deleted again, and this time its space is given back"
+call DELETE "$api/volume_snapshots/$day2?dry_run=1"
+planned=$(jq -r .freed_bytes "$answer")
+call DELETE "$api/volume_snapshots/$day2"
+job
+before=$(du -sB1 "$data/repo" | cut -f1)
+call POST "$api/repository/prune?empty_bin=1"
+job
+echo "   the dry run said $(human "$planned"); $(jq -r .info "$answer"); on disk $(human "$((before - $(du -sB1 "$data/repo" | cut -f1)))") less"
+fetch "$api/volume_snapshots/$day1/export?format=raw" "$work/export.raw"
+compare day1 "$work/export.raw" "the export of day 1 after the prune"
+
 step "Scrub: every stored byte is read and checked"
 call POST $api/repository/scrub
 job
@@ -371,4 +390,4 @@ cli scrub
 
 step "Done"
 echo "   $compared comparisons, all equal; repository $(human "$(du -sB1 "$data" | cut -f1)") on disk (the clone included); $(since "$begin")"
-[ "$compared" = 5 ]
+[ "$compared" = 7 ]
