@@ -218,14 +218,14 @@ func (s *scrub) healable() []string {
 // point walks one point's tree, if need be from what is left of its manifest.
 func (s *scrub) point(ctx context.Context, k *repo.Checker, ref PointRef) error {
 	m, err := s.e.manifest(ctx, ref)
-	if err != nil {
-		if !repo.IsDamage(err) {
-			return err
-		}
+	if repo.IsDamage(err) {
 		s.add(Damage{Snapshot: ref.Snapshot, What: "its manifest cannot be read: " + err.Error()})
-		if m, err = s.e.salvageManifest(ctx, ref); err != nil {
-			return nil //nolint:nilerr // it is reported, and nothing is known of its tree
+		if m, err = s.e.salvageManifest(ctx, ref); repo.IsDamage(err) {
+			return nil // so nothing is known of its tree
 		}
+	}
+	if err != nil {
+		return err
 	}
 	_, err = s.node(ctx, k, m, m.Root.Ref, m.Root.Level, 0)
 	return err
