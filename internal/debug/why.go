@@ -162,7 +162,7 @@ func (w *why) search(ctx context.Context) error {
 	for _, l := range w.d.Repo.IndexPlaces(w.id) {
 		w.place(l, "index")
 	}
-	packs, err := w.d.packs(ctx, "", func(repo.Pack) bool { return true })
+	packs, err := w.d.packs(ctx, "", func(p repo.Pack) bool { return repo.Collected(p.Kind) })
 	if err != nil {
 		return err
 	}
