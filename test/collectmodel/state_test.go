@@ -34,7 +34,7 @@ const (
 	maxPacks    = 13 // never the bound of a search: running out of slots is a failure
 	maxPoints   = 4
 	maxSessions = 2
-	maxRefusals = 3 // of commits; only reached with hitLiveRow off, which could go on for ever
+	maxRefusals = 2 // of commits; only reached with hitLiveRow off, which could go on for ever
 )
 
 type packKind uint8
