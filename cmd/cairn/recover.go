@@ -210,13 +210,21 @@ func (r removed) Close() error { return os.RemoveAll(string(r)) }
 
 // fill makes a database and recovers into it.
 func fill(ctx context.Context, path string, conf journal.RecoverConfig) (journal.Report, error) {
-	db, err := metadb.Open(ctx, path)
+	db, err := metadb.OpenToLoad(ctx, path)
 	if err != nil {
 		return journal.Report{}, err
 	}
 	conf.Store = db
 	report, err := journal.Recover(ctx, conf)
-	return report, errors.Join(err, db.Close())
+	if err := errors.Join(err, db.Close()); err != nil {
+		return report, err
+	}
+	// Makes the lists, and proves that the server can open it.
+	done, err := metadb.Open(ctx, path)
+	if err != nil {
+		return report, err
+	}
+	return report, done.Close()
 }
 
 // replaceDatabase moves the old database and its side files away and puts the

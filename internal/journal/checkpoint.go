@@ -39,7 +39,7 @@ func (w *writer) checkpointStep(ctx context.Context) error {
 		w.checkpoint = &checkpoint{base: w.newest}
 		return nil
 	case !w.checkpoint.read:
-		return w.putPage(ctx)
+		return w.putPage(ctx, w.PageRows)
 	}
 	if err := w.flush(ctx); err != nil {
 		return err
@@ -48,7 +48,7 @@ func (w *writer) checkpointStep(ctx context.Context) error {
 }
 
 // putPage stores the next page of rows as a part.
-func (w *writer) putPage(ctx context.Context) error {
+func (w *writer) putPage(ctx context.Context, limit int) error {
 	var entries []engine.JournalEntry
 	var last int64
 	next := *w.checkpoint
@@ -56,7 +56,7 @@ func (w *writer) putPage(ctx context.Context) error {
 		if last, err = tx.LastChange(); err != nil {
 			return err
 		}
-		entries, err = next.page(tx, w.PageRows)
+		entries, err = next.page(tx, limit)
 		return err
 	})
 	if err != nil {
@@ -156,9 +156,10 @@ func (w *writer) dropCheckpoint() {
 // rebase writes a whole checkpoint at one go, with the latest changes as its
 // last parts: until it is there, changes could not stand on anything.
 func (w *writer) rebase(ctx context.Context) error {
+	const pages = 8 // at once: nobody waits in between
 	w.checkpoint = &checkpoint{base: w.newest}
 	for !w.checkpoint.read {
-		if err := w.putPage(ctx); err != nil {
+		if err := w.putPage(ctx, pages*w.PageRows); err != nil {
 			return err
 		}
 	}

@@ -3,6 +3,8 @@ package journal
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 
 	"cairn/internal/chain"
 	"cairn/internal/service"
@@ -66,27 +68,25 @@ func top(links map[string]link, id string) string {
 // writeChains sets the heads and what fulls say of their chains.
 func (r *recovery) writeChains(ctx context.Context) error {
 	r.guessHeads()
-	heads := map[string]string{} // resource by the root of its head's chain
-	for resource, id := range r.heads {
-		err := r.Store.Update(ctx, func(tx service.Tx) error {
-			p, err := tx.Snapshot("", id)
-			if err != nil {
-				return err
-			}
-			if !p.Live() || p.ResourceID != resource {
-				r.report.Notes = append(r.report.Notes, fmt.Sprintf("%s has no head, because %s is %s; its next snapshot is a full", resource, id, p.Status))
-				return nil
-			}
-			p.IsHead = true
-			heads[p.RootID] = id
-			return tx.UpdateSnapshot(p)
-		})
+	heads := map[string]string{} // by the root of its chain
+	err := r.inPages(ctx, slices.Sorted(maps.Keys(r.heads)), func(tx service.Tx, resource string) error {
+		p, err := tx.Snapshot("", r.heads[resource])
 		if err != nil {
 			return fmt.Errorf("set the head of %s: %w", resource, err)
 		}
+		if !p.Live() || p.ResourceID != resource {
+			r.report.Notes = append(r.report.Notes, fmt.Sprintf("%s has no head, because %s is %s; its next snapshot is a full", resource, p.ID, p.Status))
+			return nil
+		}
+		p.IsHead = true
+		heads[p.RootID] = p.ID
+		return tx.UpdateSnapshot(p)
+	})
+	if err != nil {
+		return err
 	}
 	var fulls []string
-	err := r.eachRow(ctx, func(p *service.Snapshot) error {
+	err = r.eachRow(ctx, func(p *service.Snapshot) error {
 		if p.Full && p.Status != ceased {
 			fulls = append(fulls, p.ID)
 		}
@@ -95,9 +95,22 @@ func (r *recovery) writeChains(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, id := range fulls {
-		if err := r.Store.Update(ctx, func(tx service.Tx) error { return sumUp(tx, id, heads[id]) }); err != nil {
-			return fmt.Errorf("sum up the chain of %s: %w", id, err)
+	return r.inPages(ctx, fulls, func(tx service.Tx, id string) error { return sumUp(tx, id, heads[id]) })
+}
+
+// inPages runs fn for every id, many in one transaction.
+func (r *recovery) inPages(ctx context.Context, ids []string, fn func(tx service.Tx, id string) error) error {
+	for page := range slices.Chunk(ids, pageRows) {
+		err := r.Store.Update(ctx, func(tx service.Tx) error {
+			for _, id := range page {
+				if err := fn(tx, id); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
 		}
 	}
 	return nil
@@ -123,7 +136,10 @@ func sumUp(tx service.Tx, root, head string) error {
 	t := chain.TotalsOf(points)
 	full.TotalBytes, full.TotalCount, full.LatestTime = t.Bytes, t.Count, t.Latest
 	full.HeadChain = chain.HeadChain(full.Point, at)
-	return tx.UpdateSnapshot(full)
+	if err := tx.UpdateSnapshot(full); err != nil {
+		return fmt.Errorf("sum up the chain of %s: %w", root, err)
+	}
+	return nil
 }
 
 // guessHeads takes the newest point of a volume for its head where the journal,

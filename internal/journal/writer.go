@@ -14,7 +14,9 @@ const (
 	// blobBytes bounds the plain bytes of a blob, so that it is small in
 	// memory; one entry more may come on top.
 	blobBytes = 4 << 20
-	// settleAfter bounds the blobs that the database has not heard of.
+	// The database hears of blobs when nobody changes anything for a while, or
+	// when they are many: telling it costs as much as a change.
+	settleDelay = 200 * time.Millisecond
 	settleAfter = 64
 )
 
@@ -27,8 +29,9 @@ type writer struct {
 	flushed int64             // changes up to it are in the journal
 	blobs   int               // since the newest checkpoint's base, its parts not counted
 	bytes   int64
-	behind  int      // blobs that the database has not heard of
-	givenUp []uint64 // numbers of failed puts, to be deleted
+	behind  int       // blobs that the database has not heard of
+	quiet   time.Time // when it is to hear of them
+	givenUp []uint64  // numbers of failed puts, to be deleted
 
 	checkpoint *checkpoint // being written; nil if none is
 	troubled   bool        // the last try failed
@@ -69,7 +72,7 @@ func (w *writer) work() func(context.Context) error {
 		return w.catchUp
 	case w.checkpoint != nil || w.long():
 		return w.checkpointStep
-	case w.behind > 0 || len(w.givenUp) > 0:
+	case w.behind >= settleAfter || len(w.givenUp) > 0 || w.behind > 0 && !time.Now().Before(w.quiet):
 		return w.settle
 	}
 	return nil
@@ -85,17 +88,21 @@ func (w *writer) pause(g *gate, quit <-chan struct{}, work bool) bool {
 			return true
 		}
 	}
-	var retry <-chan time.Time
-	if w.troubled {
-		timer := time.NewTimer(time.Until(w.retryAt))
+	var later <-chan time.Time
+	if w.troubled || w.behind > 0 {
+		at := w.quiet
+		if w.troubled {
+			at = w.retryAt
+		}
+		timer := time.NewTimer(time.Until(at))
 		defer timer.Stop()
-		retry = timer.C
+		later = timer.C
 	}
 	select {
 	case <-quit:
 		return false
 	case <-g.wake:
-	case <-retry:
+	case <-later:
 	}
 	return true
 }
@@ -176,6 +183,7 @@ func (w *writer) putBlob(ctx context.Context, h engine.JournalHead, entries []en
 	}
 	w.newest = pos
 	w.behind++
+	w.quiet = time.Now().Add(settleDelay)
 	w.blobs++
 	w.bytes += size
 	return pos, nil

@@ -73,7 +73,7 @@ func (t *tx) relist(before *listed, after listed) error {
 	if _, ok := statusFlags[after.Status]; !ok {
 		return errs.New(errs.Internal, "snapshot %s has the unknown status %q", after.ID, string(after.Status))
 	}
-	if before != nil && *before == after {
+	if t.loading || (before != nil && *before == after) {
 		return nil
 	}
 	deltas := make(map[countKey]int64)

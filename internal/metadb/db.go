@@ -45,6 +45,8 @@ type DB struct {
 	limits limits
 	cache  *blockCache
 	onFull func() bool
+	// loading: what lists are made of is not kept; see OpenToLoad.
+	loading bool
 }
 
 var _ service.Store = (*DB)(nil)
@@ -53,6 +55,17 @@ var _ service.Store = (*DB)(nil)
 // name first, so that a crash leaves nothing or a whole database. errs.Conflict:
 // a newer program wrote it, or it is not ours; errs.Corrupt: it is damaged.
 func Open(ctx context.Context, path string) (*DB, error) {
+	db, err := open(ctx, path)
+	if err != nil {
+		return nil, err
+	}
+	if err := db.rebuildLists(ctx); err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
+	return db, nil
+}
+
+func open(ctx context.Context, path string) (*DB, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
 		return nil, fmt.Errorf("resolve the database's path: %w", err)
@@ -74,13 +87,25 @@ func Open(ctx context.Context, path string) (*DB, error) {
 	if err != nil {
 		return nil, errors.Join(err, write.Close())
 	}
-	db := &DB{
+	return &DB{
 		write:  bun.NewDB(write, sqlitedialect.New()),
 		read:   bun.NewDB(read, sqlitedialect.New()),
 		limits: defaultLimits(),
 		cache:  newBlockCache(cacheBytes),
+	}, nil
+}
+
+// OpenToLoad opens a database that is to be filled with very many rows. What
+// lists are made of is not kept meanwhile, so the only snapshots to be had are
+// those asked for by id; the next Open makes it. A crash in between is fine.
+func OpenToLoad(ctx context.Context, path string) (*DB, error) {
+	db, err := open(ctx, path)
+	if err != nil {
+		return nil, err
 	}
-	if err := db.rebuildLists(ctx); err != nil {
+	db.loading = true
+	err = db.Update(ctx, func(tx service.Tx) error { return tx.SetSetting(listVersionKey, "") })
+	if err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
 	return db, nil
@@ -217,7 +242,7 @@ func (db *DB) inTx(ctx context.Context, on *bun.DB, fn func(tx service.Tx) error
 			err = fmt.Errorf("roll back: %w", explain(rerr))
 		}
 	}()
-	if err := fn(&tx{ctx: ctx, db: btx, limits: db.limits, cache: db.cache, writes: on == db.write}); err != nil {
+	if err := fn(&tx{ctx: ctx, db: btx, limits: db.limits, cache: db.cache, writes: on == db.write, loading: db.loading}); err != nil {
 		return cutOff(ctx, err)
 	}
 	if err := btx.Commit(); err != nil {
@@ -245,6 +270,8 @@ type tx struct {
 	limits limits
 	cache  *blockCache
 	writes bool // may see rows that are never committed: must not fill the cache
+
+	loading bool
 }
 
 var _ service.Tx = (*tx)(nil)
