@@ -77,3 +77,48 @@ func TestMeasured(t *testing.T) {
 		t.Fatalf("a failing tool gave %v", err)
 	}
 }
+
+// A source that knows its changes answers what a search from the start finds.
+func TestFileSourceChanged(t *testing.T) {
+	s := &fileSource{changed: []extent.Range{{Off: 10, Len: 5}, {Off: 20, Len: 1}, {Off: 40, Len: 10}}}
+	for off := range int64(60) {
+		var want extent.Range
+		for _, r := range s.changed {
+			if r.End() > off {
+				start := max(off, r.Off)
+				want = extent.Range{Off: start, Len: r.End() - start}
+				break
+			}
+		}
+		got, err := s.Changed(t.Context(), "", off)
+		if got != want || (err != nil) != (want.Len == 0) {
+			t.Errorf("from %d: %+v, %v; want %+v", off, got, err, want)
+		}
+	}
+}
+
+func TestRolledBack(t *testing.T) {
+	log, err := os.Create(filepath.Join(t.TempDir(), "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &cairnSession{log: log}
+	if _, err := s.rolledBack(); err == nil {
+		t.Error("an empty log told of a rollback")
+	}
+	for _, line := range []string{"volume restored\" snapshot=ss-1 volume=vol-1 written_bytes=1 zeroed_bytes=2 equal_bytes=3\n", "volume restored\" snapshot=ss-1 volume=vol-1 written_bytes=4096 zeroed_bytes=8192 equal_bytes=3\n"} {
+		if _, err := log.WriteString(line); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n, err := s.rolledBack(); err != nil || n != 12288 {
+		t.Errorf("%d bytes, %v", n, err)
+	}
+}
+
+func TestTrackingLimit(t *testing.T) {
+	v := tracking{Full: 10 * time.Second, Changed: 5, Data: 100}
+	if got := v.limit(); got != 650*time.Millisecond {
+		t.Errorf("the limit is %s", got)
+	}
+}

@@ -8,7 +8,8 @@
 //   - a restore that is not equal, byte by byte, ends the bench with an error.
 //
 // Environment: CAIRN_BENCH_GB (disk size, default 8), CAIRN_BENCH_RUNS
-// (default 3), CAIRN_BENCH_SEED (default 1).
+// (default 3), CAIRN_BENCH_SEED (default 1), CAIRN_BENCH_ENTRIES (millions of
+// entries of the large index, default 50).
 package main
 
 import (
@@ -20,6 +21,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 )
 
@@ -30,6 +32,8 @@ type config struct {
 	gib   int64
 	runs  int
 	seed  uint64
+
+	entries int64 // of the large index
 }
 
 func main() {
@@ -42,17 +46,23 @@ func main() {
 	}
 }
 
-func parse() (config, error) {
+// parse also returns the one measurement that a child process is for.
+func parse() (config, string, error) {
 	var c config
 	flag.StringVar(&c.cairn, "cairn", "bin/cairn", "the binary to measure")
 	flag.StringVar(&c.out, "out", "docs/BENCH.md", "where the report goes")
 	flag.StringVar(&c.dir, "dir", "tmp", "where the work folder is made and removed again")
+	job := flag.String("child", "", "used by the bench itself: one measurement in this process")
 	flag.Parse()
+	if *job != "" {
+		return c, *job, nil
+	}
 	gib, err1 := number("CAIRN_BENCH_GB", 8)
 	runs, err2 := number("CAIRN_BENCH_RUNS", 3)
 	seed, err3 := number("CAIRN_BENCH_SEED", 1)
-	c.gib, c.runs, c.seed = gib, int(runs), uint64(seed)
-	return c, errors.Join(err1, err2, err3)
+	entries, err4 := number("CAIRN_BENCH_ENTRIES", 50)
+	c.gib, c.runs, c.seed, c.entries = gib, int(runs), uint64(seed), entries*1_000_000
+	return c, "", errors.Join(err1, err2, err3, err4)
 }
 
 func number(name string, byDefault int64) (int64, error) {
@@ -68,9 +78,12 @@ func number(name string, byDefault int64) (int64, error) {
 }
 
 func run(ctx context.Context) (err error) {
-	conf, err := parse()
+	conf, job, err := parse()
 	if err != nil {
 		return err
+	}
+	if job != "" {
+		return child(ctx, job, flag.Args())
 	}
 	if conf.cairn, err = filepath.Abs(conf.cairn); err != nil {
 		return err
@@ -97,24 +110,68 @@ func run(ctx context.Context) (err error) {
 		_ = os.Remove(conf.dir) // unless others keep something there
 	}()
 
-	disk, err := generate(ctx, conf, work)
-	if err != nil {
-		return fmt.Errorf("generate the disk: %w", err)
-	}
-	results, err := measureAll(ctx, conf, work, disk)
+	e, err := measureEverything(ctx, conf, work)
 	if err != nil {
 		return err
 	}
-	floor, err := measureFloor(ctx, work, disk, results)
-	if err != nil {
-		return fmt.Errorf("measure the floor: %w", err)
-	}
-	text, err := report(ctx, conf, disk, results, floor)
+	text, err := report(ctx, conf, e)
 	if err != nil {
 		return err
 	}
 	fmt.Print(text)
 	return os.WriteFile(conf.out, []byte(text), 0o644)
+}
+
+func measureEverything(ctx context.Context, conf config, work string) (*everything, error) {
+	e := &everything{}
+	var err error
+	if e.disk, err = generate(ctx, conf, work); err != nil {
+		return nil, fmt.Errorf("generate the disk: %w", err)
+	}
+	for _, t := range allTools(conf.cairn) {
+		e.names = append(e.names, t.name())
+	}
+	if err := touchMemory(); err != nil {
+		return nil, fmt.Errorf("touch the memory: %w", err)
+	}
+	if e.results, err = measureAll(ctx, conf, work, e.disk); err != nil {
+		return nil, err
+	}
+	if e.floor, err = measureFloor(ctx, work, e.disk, e.results); err != nil {
+		return nil, fmt.Errorf("measure the floor: %w", err)
+	}
+	if e.tracking, err = measureTracking(ctx, work, e.disk); err != nil {
+		return nil, err
+	}
+	if e.chain, err = measureChain(ctx, work, e.disk); err != nil {
+		return nil, err
+	}
+	if e.big, err = measureBig(ctx, conf, work); err != nil {
+		return nil, fmt.Errorf("measure a large repository: %w", err)
+	}
+	return e, nil
+}
+
+// touchMemory has most of the machine's free memory written to once. A virtual
+// machine is given its memory when it first touches it, which takes longer than
+// what is measured here.
+func touchMemory() error {
+	info, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		return err
+	}
+	var kib int64
+	if _, rest, ok := strings.Cut(string(info), "MemFree:"); ok {
+		if _, err := fmt.Sscan(rest, &kib); err != nil {
+			return err
+		}
+	}
+	size := kib << 10 / 10 * 8
+	m, err := syscall.Mmap(-1, 0, int(size), syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_ANON|syscall.MAP_PRIVATE|syscall.MAP_POPULATE)
+	if err != nil {
+		return err
+	}
+	return syscall.Munmap(m)
 }
 
 func needSpace(dir string, need int64) error {

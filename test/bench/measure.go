@@ -27,6 +27,7 @@ type usage struct {
 type cycle struct {
 	full, second, restore usage
 	rollback              usage // in place; only of tools that can
+	rolledBack            int64 // bytes that the rollback wrote or zeroed
 	repoFull, repoSecond  int64
 }
 
@@ -220,6 +221,9 @@ func runCycle(ctx context.Context, t tool, dir string, disk *testDisk) (c cycle,
 	}
 	if r, ok := s.(rollbacker); ok {
 		if c.rollback, err = r.rollback(ctx); err != nil {
+			return c, err
+		}
+		if c.rolledBack, err = r.rolledBack(); err != nil {
 			return c, err
 		}
 		return c, mustEqual(ctx, disk.path, disk.days[0])

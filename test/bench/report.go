@@ -37,8 +37,10 @@ type table struct {
 	columns []column
 }
 
-func seconds(d time.Duration) float64 { return d.Seconds() }
-func mebi(n int64) float64            { return float64(n) / (1 << 20) }
+func seconds(d time.Duration) float64  { return d.Seconds() }
+func ratio(a, b time.Duration) float64 { return float64(a) / float64(b) }
+func ms(d time.Duration) string        { return number3(1000 * d.Seconds()) }
+func mebi(n int64) float64             { return float64(n) / (1 << 20) }
 
 func stepTable(title string, of func(cycle) usage, repo func(cycle) int64) table {
 	t := table{title: title, columns: []column{
@@ -85,9 +87,6 @@ func render(t table, names []string, results map[string][]cycle) string {
 		}
 		b.WriteString("\n")
 	}
-	// cp keeps whole files, neither encrypted nor deduplicated: it is the
-	// floor of the disk, not a peer.
-	isFloor := func(name string) bool { return strings.HasPrefix(name, "cp ") }
 	renderRatio(&b, "cairn ÷ best of qemu-img, restic and borg", t, names, results, func(name string) bool {
 		return name != "cairn" && !isFloor(name)
 	})
@@ -130,9 +129,9 @@ func number3(v float64) string {
 	}
 }
 
-func report(ctx context.Context, conf config, disk *testDisk, results map[string][]cycle, f floor) (string, error) {
-	var names []string
+func report(ctx context.Context, conf config, e *everything) (string, error) {
 	var b strings.Builder
+	disk := e.disk
 	b.WriteString("# Measured beside the others\n\n")
 	b.WriteString("Written by `make bench`; do not edit. Numbers of one machine differ from those of the next: compare the ratios, which come from one run.\n\n")
 	fmt.Fprintf(&b, "%s, %s. The disk: ext4 on %d GiB, %.0f MiB of data (programs, libraries and documents of the machine, logs, a table, random bytes), seed %d; on the second day %.1f %% of the data differs (counted in 4 KiB blocks). Medians of %d runs in turns, page cache warm, syncfs part of every step, every restore compared byte by byte.\n\n",
@@ -140,16 +139,16 @@ func report(ctx context.Context, conf config, disk *testDisk, results map[string
 		100*float64(extent.Total(disk.changed))/float64(disk.data), conf.runs)
 	b.WriteString("| | version |\n|---|---|\n")
 	for _, t := range allTools(conf.cairn) {
-		names = append(names, t.name())
 		fmt.Fprintf(&b, "| %s | %s |\n", t.name(), t.version(ctx))
 	}
 	b.WriteString("\nPeak memory is anonymous memory (RssAnon), sampled every 20 ms and summed over all processes of the tool; cairn's is server and command line together. cairn and restic encrypt and compress as they do by default, borg uses repokey-blake2 and lz4; \"borg fixed chunks\" is borg as its documentation recommends for disk images. cp and qemu-img neither encrypt nor deduplicate and keep a whole file a day.\n\n")
+	renderGoals(&b, e)
 	for _, t := range tables() {
-		b.WriteString(render(t, names, results))
+		b.WriteString(render(t, e.names, e.results))
 	}
-	roll := median(results["cairn"], func(c cycle) float64 { return seconds(c.rollback.wall) })
+	roll := e.cairn(func(c cycle) float64 { return seconds(c.rollback.wall) })
 	fmt.Fprintf(&b, "## Rollback in place\n\ncairn puts the disk back to the first day in %s s, comparing all of it and writing what differs. The others have no such step.\n\n", number3(roll))
-	renderFloor(&b, results, f)
+	renderFloor(&b, e.results, e.floor)
 	return b.String(), ctx.Err()
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -38,6 +39,8 @@ type session interface {
 // rollbacker is a session that can overwrite the disk itself with day 1.
 type rollbacker interface {
 	rollback(ctx context.Context) (usage, error)
+	// rolledBack is how many bytes the last rollback wrote or zeroed.
+	rolledBack() (int64, error)
 }
 
 func allTools(cairn string) []tool {
@@ -321,6 +324,21 @@ func (s *cairnSession) restored(ctx context.Context) (string, error) {
 func (s *cairnSession) rollback(ctx context.Context) (usage, error) {
 	u, _, err := s.job(ctx, "snapshot", "apply", s.points[0])
 	return u, err
+}
+
+// rolledBack reads what the server's log says.
+func (s *cairnSession) rolledBack() (int64, error) {
+	log, err := os.ReadFile(s.log.Name())
+	if err != nil {
+		return 0, err
+	}
+	_, after, ok := bytes.Cut(log[max(0, bytes.LastIndex(log, []byte("volume restored"))):], []byte("written_bytes="))
+	var written, zeroed int64
+	if !ok {
+		return 0, errors.New("the server's log tells of no rollback")
+	}
+	_, err = fmt.Sscanf(string(after), "%d zeroed_bytes=%d", &written, &zeroed)
+	return written + zeroed, err
 }
 
 func (s *cairnSession) repository() []string { return []string{s.data} }
