@@ -76,7 +76,9 @@ func (d *Inspector) findPack(ctx context.Context, id string) (stored, error) {
 			return stored{pack: p}, nil
 		}
 	}
-	found, err := d.packs(ctx, "", func(p repo.Pack) bool { return repo.Collected(p.Kind) && strings.HasPrefix(p.ID.String(), strings.ToLower(id)) })
+	found, err := d.packs(ctx, "", func(p repo.Pack) bool {
+		return repo.Collected(p.Kind) && strings.HasPrefix(p.ID.String(), strings.ToLower(id))
+	})
 	switch {
 	case err != nil:
 		return stored{}, err
