@@ -60,6 +60,10 @@ bench: ## measure beside cp, qemu-img, restic and borg; writes docs/BENCH.md
 	@scripts/build.sh bin/cairn
 	@go run ./test/bench -cairn bin/cairn -out docs/BENCH.md
 
+.PHONY: soak
+soak: setup build ## everything at once for half an hour
+	@CAIRN_SOAK=$${CAIRN_SOAK:-30m} go test -v -run TestSoak -parallel 16 -timeout 3h ./test/e2e
+
 .PHONY: dev
 dev: build ## serve on a temporary folder until Ctrl-C
 	@scripts/dev.sh bin/cairn
