@@ -80,10 +80,12 @@ func measureBig(ctx context.Context, conf config, work string) (b big, err error
 	step("second", func(ctx context.Context) (usage, error) { return c.backup(ctx, 1) })
 	step("restore", c.restore)
 	step("rollback", c.rollback)
-	step("scrub", func(ctx context.Context) (usage, error) {
-		u, _, err := c.cli(ctx, "scrub")
-		return u, err
-	})
+	for _, words := range [][]string{{"scrub"}, {"repo", "prune"}} {
+		step(words[len(words)-1], func(ctx context.Context) (usage, error) {
+			u, _, err := c.cli(ctx, words...)
+			return u, err
+		})
+	}
 	return b, err
 }
 
