@@ -199,7 +199,7 @@ func (e *evacuation) place(ctx context.Context, l Loc) (Loc, error) {
 }
 
 func (e *evacuation) putFrame(ctx context.Context, ids []ID, enc pack.Encoding, encoded []byte) (Loc, error) {
-	if e.data != nil && e.data.Size()+pack.RecordLen(len(ids), len(encoded)) > packTarget {
+	if e.data != nil && isFull(e.data, pack.RecordLen(len(ids), len(encoded))) {
 		if err := e.closeData(ctx); err != nil {
 			return Loc{}, err
 		}

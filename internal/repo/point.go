@@ -217,7 +217,7 @@ func (w *PointWriter) endSmall(ctx context.Context, room []sealing) ([]sealing, 
 func (w *PointWriter) placeFrames(ctx context.Context, frames []*frame, room []sealing) ([]sealing, error) {
 	for _, f := range frames {
 		need := pack.RecordLen(len(f.ids), len(f.encoded))
-		if w.data != nil && (w.data.Size()+need > packTarget || w.data.Records() == packRecords) {
+		if w.data != nil && isFull(w.data.Builder, need) {
 			// The putter waits for them, and this goroutine maybe for the putter.
 			room = seal(room)
 			if err := w.closeData(ctx); err != nil {
@@ -238,6 +238,12 @@ func (w *PointWriter) placeFrames(ctx context.Context, frames []*frame, room []s
 		room = append(room, sealing{pack: w.data, room: r, encoded: f.encoded})
 	}
 	return room, nil
+}
+
+// isFull reports whether a data pack is closed rather than given a record of
+// so many bytes.
+func isFull(b *pack.Builder, need int) bool {
+	return b.Size()+need > packTarget || b.Records() == packRecords
 }
 
 // openData begins a data pack. It waits for memory: this is what bounds the
