@@ -92,7 +92,7 @@ func TestRecoverRefuses(t *testing.T) {
 
 func TestPrintRecovered(t *testing.T) {
 	a := recovered{Database: "/d/cairn.db", MovedAside: []string{"/d/cairn.db.before"}, Report: journal.Report{
-		Journal: journal.JournalReport{State: "damaged", Blobs: 3, Entries: 4, WrittenAt: time.Unix(1, 0).UTC(), Problems: []string{"blob 2 is missing"}},
+		Journal: journal.LogReport{State: "damaged", Blobs: 3, Entries: 4, WrittenAt: time.Unix(1, 0).UTC(), Problems: []string{"blob 2 is missing"}},
 		Points: []journal.PointReport{
 			{ID: "ss-GOOD", Result: journal.Recovered}, {ID: "ss-BAD", Result: journal.Damaged, Reason: "a chunk\n\x1b[31m is missing"}, {ID: "ss-HALF", Result: journal.LeftOut, Reason: "never finished"},
 		},

@@ -241,6 +241,9 @@ func (c serveConfig) open(ctx context.Context, dir string, log *slog.Logger) (sv
 	db.OnFull(room.giveUp)
 	room.hold()
 	e := engine.New(r, engine.Config{Workers: c.workers})
+	if err := e.CompleteJournal(ctx); err != nil {
+		return nil, append([]io.Closer{db}, closers...), err
+	}
 	rows, err := journal.Open(ctx, journal.Config{Store: db, Log: e, Logger: log})
 	if err != nil {
 		return nil, append([]io.Closer{db}, closers...), err

@@ -2,7 +2,9 @@ package engine
 
 import (
 	"context"
+	"fmt"
 	"slices"
+	"time"
 
 	"cairn/internal/repo"
 )
@@ -33,9 +35,9 @@ const (
 	PointEntry  = repo.PointEntry
 	VolumeEntry = repo.VolumeEntry
 
-	JournalChanges    = repo.JournalChanges
-	JournalPart       = repo.JournalPart
-	JournalCheckpoint = repo.JournalCheckpoint
+	JournalChanges = repo.JournalChanges
+	JournalPart    = repo.JournalPart
+	JournalSummary = repo.JournalSummary
 )
 
 // ParseJournalPos reads what JournalPos.String wrote.
@@ -66,20 +68,49 @@ func (e *Engine) JournalState(ctx context.Context) (JournalState, error) {
 	return e.r.JournalState(ctx)
 }
 
+// How long a scrub waits for the journal's writer: between the two copies of a
+// blob lies a sync of the disk, and damage does not go away.
+const (
+	journalTries = 20
+	journalPause = 250 * time.Millisecond
+)
+
 // journal finds what blob by blob does not show: lost copies and lost links.
-// The journal is written meanwhile, so only what is found twice is damage.
+// The journal is written meanwhile, so only what stays for seconds is damage.
 func (s *scrub) journal(ctx context.Context) error {
 	found, err := s.journalOnce(ctx)
-	if err != nil || len(found) == 0 {
-		return err
+	for try := 1; err == nil && len(found) > 0 && try < journalTries; try++ {
+		select {
+		case <-time.After(journalPause):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		var again []Damage
+		again, err = s.journalOnce(ctx)
+		found = slices.DeleteFunc(found, func(d Damage) bool { return !slices.Contains(again, d) })
 	}
-	again, err := s.journalOnce(ctx)
 	if err != nil {
 		return err
 	}
 	for _, d := range found {
-		if slices.Contains(again, d) {
-			s.add(d)
+		s.add(d)
+		s.lost = append(s.lost, d.Blob)
+	}
+	return nil
+}
+
+// CompleteJournal writes the copies of journal blobs that a crash left out.
+// What is damaged stays for scrub to report.
+func (e *Engine) CompleteJournal(ctx context.Context) error {
+	blobs, err := e.r.JournalBlobs(ctx)
+	if err != nil {
+		return err
+	}
+	for _, b := range blobs {
+		if lacks := b.Lacks(); len(lacks) > 0 {
+			if _, err := e.HealCopies(ctx, lacks); err != nil {
+				return fmt.Errorf("complete the journal: %w", err)
+			}
 		}
 	}
 	return nil

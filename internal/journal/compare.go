@@ -40,7 +40,7 @@ func (w *writer) compare(ctx context.Context) (refusal string, err error) {
 			w.blobs++
 			w.bytes += b.Bytes
 		} else if b.Number < w.newest.Number {
-			w.givenUp = append(w.givenUp, b.Number) // a checkpoint could not delete it
+			w.givenUp = append(w.givenUp, b.Number) // a summary could not delete it
 		}
 		if b.Number <= w.newest.Number {
 			continue

@@ -48,19 +48,19 @@ type Config struct {
 	Store service.Store // becomes the Store's
 	Log   Log
 
-	// CheckpointBlobs is the length of the log that a checkpoint cuts; 1024,
-	// and more behind a large checkpoint.
-	CheckpointBlobs int
-	PageRows        int           // rows of a blob; 1000
-	Timeout         time.Duration // of writing one blob; 30 s
-	RetryDelay      time.Duration // between tries, doubles up to 64 times this; 1 s
-	Clock           func() time.Time
-	Logger          *slog.Logger
+	// SummaryBlobs is the length of the log that a summary cuts; 1024,
+	// and more behind a large summary.
+	SummaryBlobs int
+	PageRows     int           // rows of a blob; 1000
+	Timeout      time.Duration // of writing one blob; 30 s
+	RetryDelay   time.Duration // between tries, doubles up to 64 times this; 1 s
+	Clock        func() time.Time
+	Logger       *slog.Logger
 }
 
 func (c Config) withDefaults() Config {
-	if c.CheckpointBlobs <= 0 {
-		c.CheckpointBlobs = 1024
+	if c.SummaryBlobs <= 0 {
+		c.SummaryBlobs = 1024
 	}
 	if c.PageRows <= 0 {
 		c.PageRows = 1000

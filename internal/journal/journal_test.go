@@ -14,7 +14,7 @@ import (
 	"cairn/internal/service"
 )
 
-// After every change, every restart and through many checkpoints the journal
+// After every change, every restart and through many summaries the journal
 // holds what the database does.
 func TestJournalFollowsTheDatabase(t *testing.T) {
 	seed := rand.Uint64()
@@ -117,7 +117,7 @@ func TestNothingIsShownBeforeItIsSafe(t *testing.T) {
 // Changes that come while a blob is being put go into the next one together.
 func TestChangesShareABlob(t *testing.T) {
 	w := newWorld(t)
-	w.conf.PageRows, w.conf.CheckpointBlobs = 1000, 1000
+	w.conf.PageRows, w.conf.SummaryBlobs = 1000, 1000
 	var b *blocking
 	w.wrap = func(l journal.Log) journal.Log { b = &blocking{Log: l, began: make(chan struct{}, 1)}; return b }
 	w.open()

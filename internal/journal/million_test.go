@@ -75,11 +75,11 @@ func TestMillion(t *testing.T) {
 
 	measure := heapPeak()
 	began = time.Now()
-	s, err := journal.Open(ctx, journal.Config{Store: db, Log: eng, CheckpointBlobs: 1})
+	s, err := journal.Open(ctx, journal.Config{Store: db, Log: eng, SummaryBlobs: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("first checkpoint in %v, heap at most %d MiB; journal %d MiB", time.Since(began).Round(time.Millisecond), measure(), journalBytes(t, store)>>20)
+	t.Logf("first summary in %v, heap at most %d MiB; journal %d MiB", time.Since(began).Round(time.Millisecond), measure(), journalBytes(t, store)>>20)
 
 	measure = heapPeak()
 	slowest := time.Duration(0)
@@ -92,7 +92,7 @@ func TestMillion(t *testing.T) {
 		}
 		slowest = max(slowest, time.Since(at))
 	}
-	t.Logf("%d changes in %v while checkpoints are written, slowest %v, heap at most %d MiB", n, time.Since(began).Round(time.Second), slowest.Round(time.Millisecond), measure())
+	t.Logf("%d changes in %v while summaries are written, slowest %v, heap at most %d MiB", n, time.Since(began).Round(time.Second), slowest.Round(time.Millisecond), measure())
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -107,7 +107,7 @@ func TestMillion(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if report.Journal.State != journal.JournalWhole || report.Count(journal.Damaged) != rows || len(report.Volumes) != n {
+	if report.Journal.State != journal.StateWhole || report.Count(journal.Damaged) != rows || len(report.Volumes) != n {
 		t.Errorf("journal %+v, %d points, %d volumes", report.Journal, len(report.Points), len(report.Volumes))
 	}
 	if err := fresh.Close(); err != nil {

@@ -22,10 +22,10 @@ type notes struct {
 	Newest  uint64 `json:"newest"`
 	Content string `json:"content,omitempty"`
 	// Rebase: the journal does not hold this database's state, so a whole
-	// checkpoint comes before all else.
+	// summary comes before all else.
 	Rebase bool `json:"rebase,omitempty"`
 
-	// Of the newest checkpoint: its base, and how much its parts are.
+	// Of the newest summary: its base, and how much its parts are.
 	Base      uint64 `json:"base,omitempty"`
 	PartBlobs int    `json:"part_blobs,omitempty"`
 	PartBytes int64  `json:"part_bytes,omitempty"`

@@ -78,7 +78,7 @@ func Recover(ctx context.Context, c RecoverConfig) (Report, error) {
 	r := &recovery{
 		RecoverConfig: c, heads: map[string]string{}, volumes: map[string]service.Volume{},
 		groups: map[string]*groupCount{}, latest: map[string]service.Snapshot{},
-		report: Report{Journal: JournalReport{Problems: []string{}}, Points: []PointReport{}, Volumes: []VolumeReport{}, Notes: []string{}},
+		report: Report{Journal: LogReport{Problems: []string{}}, Points: []PointReport{}, Volumes: []VolumeReport{}, Notes: []string{}},
 	}
 	for _, step := range []struct {
 		what string
@@ -116,12 +116,12 @@ func (r *recovery) readJournal(ctx context.Context) error {
 		r.newest = max(r.newest, b.Number)
 	}
 	j := &r.report.Journal
-	j.State, j.Blobs, j.Newest, j.WrittenAt = JournalWhole, len(blobs), r.newest, state.Newest.Written
+	j.State, j.Blobs, j.Newest, j.WrittenAt = StateWhole, len(blobs), r.newest, state.Newest.Written
 	if len(blobs) == 0 {
-		j.State = JournalMissing
+		j.State = StateMissing
 	}
 	for _, p := range state.Problems {
-		j.State = JournalDamaged
+		j.State = StateDamaged
 		j.Problems = append(j.Problems, p.What)
 	}
 	for _, pos := range state.Order {

@@ -147,7 +147,7 @@ func sumUp(tx service.Tx, root, head string) error {
 // calls itself incremental on another than the data descends from, never
 // data: every point is a whole tree.
 func (r *recovery) guessHeads() {
-	if r.report.Journal.State == JournalWhole {
+	if r.report.Journal.State == StateWhole {
 		return
 	}
 	for resource, p := range r.latest {

@@ -256,9 +256,9 @@ func (r *recovery) block() {
 		return
 	}
 	switch {
-	case r.report.Journal.State == JournalDamaged:
+	case r.report.Journal.State == StateDamaged:
 		r.report.Blocked = "the journal is damaged, so points that were deleted could come back, and newer names and points be missing; look at the report, then say --accept-uncommitted to go on with what can be read"
-	case r.report.Journal.State == JournalMissing && (len(r.unknown) > 0 || len(r.Volumes) > 0):
+	case r.report.Journal.State == StateMissing && (len(r.unknown) > 0 || len(r.Volumes) > 0):
 		r.report.Blocked = "there is no journal, so nothing tells committed points from deleted and unfinished ones; look at the report, then say --accept-uncommitted to take all of them in"
 	}
 }

@@ -8,7 +8,7 @@ import (
 
 // Report is what Recover found and did.
 type Report struct {
-	Journal JournalReport  `json:"journal"`
+	Journal LogReport      `json:"journal"`
 	Points  []PointReport  `json:"points"`
 	Volumes []VolumeReport `json:"volumes"`
 	Packs   int            `json:"packs"`
@@ -21,13 +21,13 @@ type Report struct {
 
 // States of the journal.
 const (
-	JournalWhole   = "whole"
-	JournalDamaged = "damaged"
-	JournalMissing = "missing"
+	StateWhole   = "whole"
+	StateDamaged = "damaged"
+	StateMissing = "missing"
 )
 
-// JournalReport tells how far the journal goes.
-type JournalReport struct {
+// LogReport tells how far the journal goes.
+type LogReport struct {
 	State     string    `json:"state"`
 	Blobs     int       `json:"blobs"`
 	Entries   int       `json:"entries"`

@@ -73,7 +73,7 @@ func TestRecoverGivesEveryRow(t *testing.T) {
 		if n%8 == 7 {
 			got := w.recover(false, journal.FoundVolume{ID: "vol-A", SizeBytes: 1 << 20})
 			w.same("recovered", got.rows, w.rows())
-			if got.report.Blocked != "" || got.report.Journal.State != journal.JournalWhole || got.report.Count(journal.Damaged) > 0 {
+			if got.report.Blocked != "" || got.report.Journal.State != journal.StateWhole || got.report.Count(journal.Damaged) > 0 {
 				t.Errorf("blocked %q, %+v", got.report.Blocked, got.report.Journal)
 			}
 		}
@@ -162,7 +162,7 @@ func TestRecoverMarksDamage(t *testing.T) {
 func TestRecoverFromADamagedJournal(t *testing.T) {
 	build := func(t *testing.T) (*world, service.Snapshot) {
 		w := newWorld(t)
-		w.conf.CheckpointBlobs = 1000
+		w.conf.SummaryBlobs = 1000
 		w.open()
 		w.update(addVolume("vol-A"))
 		p := w.take(1, "vol-A", nil)
@@ -205,7 +205,7 @@ func TestRecoverFromADamagedJournal(t *testing.T) {
 				if what == "gone" && i == len(blobs)-1 {
 					continue // as if the last change had not been: nothing can tell
 				}
-				if got.report.Blocked == "" || got.report.Journal.State != journal.JournalDamaged || len(got.report.Journal.Problems) == 0 {
+				if got.report.Blocked == "" || got.report.Journal.State != journal.StateDamaged || len(got.report.Journal.Problems) == 0 {
 					t.Errorf("blob %d %s: %+v, blocked %q", i+1, what, got.report.Journal, got.report.Blocked)
 				}
 				if got := c.recover(true); got.report.Blocked != "" || len(got.points) != 2 {
@@ -235,7 +235,7 @@ func TestRecoverWithoutAJournal(t *testing.T) {
 
 	file := journal.FoundVolume{ID: "vol-A", SizeBytes: 12345}
 	got := w.recover(false, file)
-	if got.report.Blocked == "" || got.report.Journal.State != journal.JournalMissing || len(got.rows) > 0 {
+	if got.report.Blocked == "" || got.report.Journal.State != journal.StateMissing || len(got.rows) > 0 {
 		t.Errorf("%+v, blocked %q, rows %v", got.report.Journal, got.report.Blocked, ids(got.rows))
 	}
 	for _, p := range []service.Snapshot{two, three, other} {
@@ -325,7 +325,7 @@ func TestLifeAfterRecover(t *testing.T) {
 func TestRecoverNothing(t *testing.T) {
 	w := newWorld(t)
 	got := w.recover(false)
-	if len(got.rows) > 0 || got.report.Blocked != "" || got.report.Journal.State != journal.JournalMissing {
+	if len(got.rows) > 0 || got.report.Blocked != "" || got.report.Journal.State != journal.StateMissing {
 		t.Errorf("%+v", got.report)
 	}
 }

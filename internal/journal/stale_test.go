@@ -102,8 +102,8 @@ func TestAnOldDatabaseIsNoticed(t *testing.T) {
 	w.refuses("only 1") // and again
 }
 
-// Only a checkpoint, which holds no change that the old one lacks.
-func TestADatabaseFromBeforeACheckpointGoesOn(t *testing.T) {
+// Only a summary, which holds no change that the old one lacks.
+func TestADatabaseFromBeforeASummaryGoesOn(t *testing.T) {
 	w := newWorld(t)
 	w.open()
 	for i := range 6 {
@@ -111,16 +111,16 @@ func TestADatabaseFromBeforeACheckpointGoesOn(t *testing.T) {
 	}
 	w.close()
 	old := w.old()
-	w.conf.CheckpointBlobs = 1
+	w.conf.SummaryBlobs = 1
 	w.open()
-	w.close() // the checkpoint that is due may be given up, or made
+	w.close() // the summary that is due may be given up, or made
 	for range 100 {
 		w.open()
 		w.update(func(tx service.Tx) error { return tx.SetSetting("k", "v") })
 		w.close()
 	}
 	copyFile(t, old, w.path)
-	w.conf.CheckpointBlobs = 1000
+	w.conf.SummaryBlobs = 1000
 	w.open()
 	if w.s.Refusal() != "" {
 		t.Fatal(w.s.Refusal())
@@ -132,10 +132,10 @@ func TestADatabaseFromBeforeACheckpointGoesOn(t *testing.T) {
 	w.tidy()
 }
 
-// The old one is noticed also when checkpoints have deleted all that it knew.
-func TestAnOldDatabaseIsNoticedBehindCheckpoints(t *testing.T) {
+// The old one is noticed also when summaries have deleted all that it knew.
+func TestAnOldDatabaseIsNoticedBehindSummaries(t *testing.T) {
 	w := newWorld(t)
-	w.conf.CheckpointBlobs = 1
+	w.conf.SummaryBlobs = 1
 	w.open()
 	w.update(addVolume("vol-A"))
 	w.close()

@@ -80,7 +80,7 @@ func newWorld(t testing.TB) *world {
 		w.conf.Logger = slog.New(slog.NewTextHandler(t.Output(), nil))
 	}
 	// Small, so that a few rows make many blobs.
-	w.conf.PageRows, w.conf.CheckpointBlobs, w.conf.RetryDelay = 3, 6, time.Millisecond
+	w.conf.PageRows, w.conf.SummaryBlobs, w.conf.RetryDelay = 3, 6, time.Millisecond
 	return w
 }
 
@@ -226,7 +226,7 @@ func stripped(p service.Snapshot) service.Snapshot {
 }
 
 // replay reads the journal as another program would. It looks at a copy, so
-// that a checkpoint which cuts the log meanwhile does not matter.
+// that a summary which cuts the log meanwhile does not matter.
 func (w *world) replay() state {
 	w.t.Helper()
 	r, err := repo.Open(context.Background(), w.mem.Clone(), w.key, w.index)

@@ -27,16 +27,16 @@ type writer struct {
 	newest  engine.JournalPos // of the chain
 	next    uint64            // number of the next blob
 	flushed int64             // changes up to it are in the journal
-	blobs   int               // since the newest checkpoint's base, its parts not counted
+	blobs   int               // since the newest summary's base, its parts not counted
 	bytes   int64
 	behind  int       // blobs that the database has not heard of
 	quiet   time.Time // when it is to hear of them
 	givenUp []uint64  // numbers of failed puts, to be deleted
 
-	checkpoint *checkpoint // being written; nil if none is
-	troubled   bool        // the last try failed
-	wait       time.Duration
-	retryAt    time.Time
+	summary  *summary // being written; nil if none is
+	troubled bool     // the last try failed
+	wait     time.Duration
+	retryAt  time.Time
 }
 
 // run serves the gate until quit is closed.
@@ -53,7 +53,7 @@ func (w *writer) run(g *gate, quit <-chan struct{}) {
 		}
 		work := w.work()
 		if !w.pause(g, quit, work != nil) {
-			w.dropCheckpoint()
+			w.dropSummary()
 			w.turn(ctx, w.catchUp)
 			return
 		}
@@ -70,8 +70,8 @@ func (w *writer) work() func(context.Context) error {
 		return nil
 	case w.troubled:
 		return w.catchUp
-	case w.checkpoint != nil || w.long():
-		return w.checkpointStep
+	case w.summary != nil || w.long():
+		return w.summaryStep
 	case w.behind >= settleAfter || len(w.givenUp) > 0 || w.behind > 0 && !time.Now().Before(w.quiet):
 		return w.settle
 	}
@@ -119,12 +119,12 @@ func (w *writer) turn(ctx context.Context, try func(context.Context) error) {
 	w.troubled, w.wait = false, 0
 }
 
-// failed notes a failed try. A checkpoint that was being written is given up:
+// failed notes a failed try. A summary that was being written is given up:
 // it is begun anew.
 func (w *writer) failed(err error) {
 	w.wait = min(max(w.RetryDelay, 2*w.wait), 64*w.RetryDelay)
 	w.troubled, w.retryAt = true, time.Now().Add(w.wait)
-	w.dropCheckpoint()
+	w.dropSummary()
 	w.Logger.Error("the journal cannot be written; what changes now would be lost together with the database", "error", err, "again_in", w.wait)
 }
 
@@ -178,7 +178,7 @@ func (w *writer) putBlob(ctx context.Context, h engine.JournalHead, entries []en
 		return pos, err
 	}
 	if h.Kind == engine.JournalPart {
-		w.checkpoint.bytes += size
+		w.summary.bytes += size
 		return pos, nil
 	}
 	w.newest = pos

@@ -28,9 +28,9 @@ type BlobKind uint8
 
 // Kinds of journal blobs.
 const (
-	JournalChanges    BlobKind = 1
-	JournalPart       BlobKind = 2
-	JournalCheckpoint BlobKind = 3
+	JournalChanges BlobKind = 1
+	JournalPart    BlobKind = 2
+	JournalSummary BlobKind = 3
 )
 
 // JournalPos names a journal blob and what it holds. The zero value is none.
@@ -66,8 +66,8 @@ type JournalHead struct {
 	Database string // 32 hex digits
 	Change   int64
 	More     bool         // of JournalChanges
-	Base     JournalPos   // of JournalCheckpoint
-	Parts    []JournalPos // of JournalCheckpoint
+	Base     JournalPos   // of JournalSummary
+	Parts    []JournalPos // of JournalSummary
 	Written  time.Time
 }
 
@@ -86,7 +86,7 @@ func (h *JournalHead) encode() ([]byte, error) {
 	switch h.Kind {
 	case JournalChanges:
 		w.num(0x8006, flagNum(h.More))
-	case JournalCheckpoint:
+	case JournalSummary:
 		w.field(0x8007, appendPos(nil, h.Base))
 		var parts []byte
 		for _, p := range h.Parts {
@@ -142,7 +142,7 @@ func decodeJournalHead(b []byte) (JournalHead, error) {
 	case d.err != nil:
 	case kind == int64(JournalChanges):
 		h.More = d.flag(0x8006)
-	case kind == int64(JournalCheckpoint):
+	case kind == int64(JournalSummary):
 		h.Base, h.Parts = d.position(0x8007), d.positions(0x8008)
 	case kind != int64(JournalPart):
 		return h, errs.New(errs.Conflict, "the journal has a blob of kind %d, which this program does not know; use a newer program", kind)
@@ -294,7 +294,7 @@ func newJournalWriter(r *Repo, number uint64) (*journalWriter, error) {
 
 // add seals one record, proven to decode to what it was made of.
 func (w *journalWriter) add(plain []byte) error {
-	how, enc := pack.Zstd, []byte(nil)
+	how := pack.Zstd
 	enc, err := w.codec.Encode(nil, plain)
 	if err != nil {
 		return err

@@ -56,10 +56,10 @@ func (r *Repo) JournalState(ctx context.Context) (JournalState, error) {
 // journalWalk looks for the chain among the heads.
 type journalWalk struct {
 	JournalState
-	numbers    []uint64 // ascending
-	heads      map[uint64]JournalContent
-	bad        map[uint64]error
-	checkpoint *JournalContent
+	numbers []uint64 // ascending
+	heads   map[uint64]JournalContent
+	bad     map[uint64]error
+	summary *JournalContent
 }
 
 func (w *journalWalk) problem(number uint64, format string, args ...any) {
@@ -78,18 +78,18 @@ func (w *journalWalk) find() {
 	}
 	if !ok {
 		if w.Whole() {
-			w.problem(w.numbers[0], "the journal has only parts of checkpoints")
+			w.problem(w.numbers[0], "the journal has only parts of summaries")
 		}
 		return
 	}
 	w.Newest, w.NewestPos = tail.Head, tail.Pos
 	chain := w.walk(tail)
 	used := map[uint64]bool{}
-	if w.checkpoint != nil {
-		used[w.checkpoint.Pos.Number] = true
-		for _, p := range w.checkpoint.Head.Parts {
+	if w.summary != nil {
+		used[w.summary.Pos.Number] = true
+		for _, p := range w.summary.Head.Parts {
 			used[p.Number] = true
-			if w.link(p, w.checkpoint.Pos.Number, "has as a part") {
+			if w.link(p, w.summary.Pos.Number, "has as a part") {
 				w.Order = append(w.Order, p)
 			}
 		}
@@ -113,9 +113,9 @@ func (w *journalWalk) walk(c JournalContent) []JournalContent {
 	var chain []JournalContent // newest first
 	for ok := true; ok; {
 		chain = append(chain, c)
-		if c.Head.Kind == JournalCheckpoint && w.checkpoint == nil {
+		if c.Head.Kind == JournalSummary && w.summary == nil {
 			ck := c
-			w.checkpoint = &ck
+			w.summary = &ck
 		}
 		c, ok = w.next(c)
 	}
@@ -131,11 +131,11 @@ func (w *journalWalk) walk(c JournalContent) []JournalContent {
 func (w *journalWalk) next(c JournalContent) (JournalContent, bool) {
 	prev := c.Head.Prev
 	base := JournalPos{}
-	if w.checkpoint != nil {
-		base = w.checkpoint.Head.Base
+	if w.summary != nil {
+		base = w.summary.Head.Base
 	}
 	switch {
-	case prev == base && (w.checkpoint != nil || prev.IsZero()):
+	case prev == base && (w.summary != nil || prev.IsZero()):
 		return c, false
 	case prev.IsZero() || prev.Number >= c.Pos.Number || prev.Number <= base.Number:
 		w.problem(c.Pos.Number, "journal blob %d goes on from %d, which cannot be right", c.Pos.Number, prev.Number)
@@ -147,7 +147,7 @@ func (w *journalWalk) next(c JournalContent) (JournalContent, bool) {
 	return older, ok && older.Pos.Number > base.Number
 }
 
-// below is the newest readable changes or checkpoint blob under a number.
+// below is the newest readable changes or summary blob under a number.
 func (w *journalWalk) below(number uint64) (JournalContent, bool) {
 	for _, n := range slices.Backward(w.numbers) {
 		if c, ok := w.heads[n]; ok && n < number && c.Head.Kind != JournalPart {

@@ -76,7 +76,7 @@ func TestJournalRoundTrip(t *testing.T) {
 		many = append(many, pointEntry(i))
 	}
 	ck := sampleHead(3)
-	ck.Kind, ck.More, ck.Base, ck.Parts = JournalCheckpoint, false, JournalPos{1, ID{1}}, []JournalPos{{1, ID{2}}, {2, ID{3}}}
+	ck.Kind, ck.More, ck.Base, ck.Parts = JournalSummary, false, JournalPos{1, ID{1}}, []JournalPos{{1, ID{2}}, {2, ID{3}}}
 	part := sampleHead(4)
 	part.Kind, part.More, part.Prev, part.Written = JournalPart, false, JournalPos{}, time.Time{}
 	for _, tt := range []JournalContent{
@@ -301,7 +301,7 @@ func FuzzJournalEntries(f *testing.F) {
 }
 
 func FuzzJournalHead(f *testing.F) {
-	for _, kind := range []BlobKind{JournalChanges, JournalPart, JournalCheckpoint} {
+	for _, kind := range []BlobKind{JournalChanges, JournalPart, JournalSummary} {
 		h := sampleHead(3)
 		h.Kind, h.Parts = kind, []JournalPos{{1, ID{2}}}
 		b, err := h.encode()

@@ -9,10 +9,10 @@ import (
 	"cairn/internal/service"
 )
 
-// checkpoint is one that is being written, page by page between the changes.
+// summary is one that is being written, page by page between the changes.
 // A page is at most as new as the changes that are put before the end, so base,
 // pages and changes together are one state (FORMAT.md §11).
-type checkpoint struct {
+type summary struct {
 	base    engine.JournalPos
 	parts   []engine.JournalPos
 	bytes   int64
@@ -22,36 +22,36 @@ type checkpoint struct {
 }
 
 // long reports whether the log is long enough to be cut. Behind a large
-// checkpoint it may grow longer, so that writing it anew costs little for each
+// summary it may grow longer, so that writing it anew costs little for each
 // change.
 func (w *writer) long() bool {
 	const (
 		freeBytes = 16 << 20
-		perBlob   = 32 << 10 // of the checkpoint
+		perBlob   = 32 << 10 // of the summary
 	)
-	return w.blobs > w.CheckpointBlobs+int(w.notes.PartBytes/perBlob) || w.bytes > freeBytes+w.notes.PartBytes
+	return w.blobs > w.SummaryBlobs+int(w.notes.PartBytes/perBlob) || w.bytes > freeBytes+w.notes.PartBytes
 }
 
-// checkpointStep begins a checkpoint, stores a page of it, or ends it.
-func (w *writer) checkpointStep(ctx context.Context) error {
+// summaryStep begins a summary, stores a page of it, or ends it.
+func (w *writer) summaryStep(ctx context.Context) error {
 	switch {
-	case w.checkpoint == nil:
-		w.checkpoint = &checkpoint{base: w.newest}
+	case w.summary == nil:
+		w.summary = &summary{base: w.newest}
 		return nil
-	case !w.checkpoint.read:
+	case !w.summary.read:
 		return w.putPage(ctx, w.PageRows)
 	}
 	if err := w.flush(ctx); err != nil {
 		return err
 	}
-	return w.endCheckpoint(ctx)
+	return w.endSummary(ctx)
 }
 
 // putPage stores the next page of rows as a part.
 func (w *writer) putPage(ctx context.Context, limit int) error {
 	var entries []engine.JournalEntry
 	var last int64
-	next := *w.checkpoint
+	next := *w.summary
 	err := w.Store.View(ctx, func(tx service.Tx) (err error) {
 		if last, err = tx.LastChange(); err != nil {
 			return err
@@ -60,9 +60,9 @@ func (w *writer) putPage(ctx context.Context, limit int) error {
 		return err
 	})
 	if err != nil {
-		return fmt.Errorf("read rows for a checkpoint: %w", err)
+		return fmt.Errorf("read rows for a summary: %w", err)
 	}
-	*w.checkpoint = next
+	*w.summary = next
 	return w.putPart(ctx, last, entries)
 }
 
@@ -74,12 +74,12 @@ func (w *writer) putPart(ctx context.Context, change int64, entries []engine.Jou
 	if err != nil {
 		return err
 	}
-	w.checkpoint.parts = append(w.checkpoint.parts, pos)
+	w.summary.parts = append(w.summary.parts, pos)
 	return nil
 }
 
 // page reads the next rows, as many as fit into a blob, and moves on.
-func (c *checkpoint) page(tx service.Tx, limit int) (entries []engine.JournalEntry, err error) {
+func (c *summary) page(tx service.Tx, limit int) (entries []engine.JournalEntry, err error) {
 	if c.volumes {
 		rows, err := tx.VolumesAfter(c.after, limit)
 		size := 0
@@ -112,14 +112,14 @@ func (c *checkpoint) page(tx service.Tx, limit int) (entries []engine.JournalEnt
 	return entries, err
 }
 
-// endCheckpoint makes the checkpoint count, then deletes what it replaces.
-func (w *writer) endCheckpoint(ctx context.Context) error {
-	c := w.checkpoint
-	head := engine.JournalHead{Kind: engine.JournalCheckpoint, Change: w.flushed, Base: c.base, Parts: c.parts}
+// endSummary makes the summary count, then deletes what it replaces.
+func (w *writer) endSummary(ctx context.Context) error {
+	c := w.summary
+	head := engine.JournalHead{Kind: engine.JournalSummary, Change: w.flushed, Base: c.base, Parts: c.parts}
 	if err := w.put(ctx, head, nil); err != nil {
 		return err
 	}
-	w.checkpoint = nil
+	w.summary = nil
 	w.notes.Base, w.notes.PartBlobs, w.notes.PartBytes, w.notes.Rebase = c.base.Number, len(c.parts), c.bytes, false
 	if err := w.settle(ctx); err != nil {
 		return err
@@ -138,27 +138,27 @@ func (w *writer) endCheckpoint(ctx context.Context) error {
 		w.blobs++
 		w.bytes += b.Bytes
 	}
-	w.Logger.Info("the journal was cut by a checkpoint", "parts", len(c.parts), "bytes", c.bytes, "blobs_deleted", len(old))
+	w.Logger.Info("the journal was cut by a summary", "parts", len(c.parts), "bytes", c.bytes, "blobs_deleted", len(old))
 	return w.Log.DeleteJournal(ctx, old...)
 }
 
-// dropCheckpoint gives up a checkpoint that is being written.
-func (w *writer) dropCheckpoint() {
-	if w.checkpoint == nil {
+// dropSummary gives up a summary that is being written.
+func (w *writer) dropSummary() {
+	if w.summary == nil {
 		return
 	}
-	for _, p := range w.checkpoint.parts {
+	for _, p := range w.summary.parts {
 		w.givenUp = append(w.givenUp, p.Number)
 	}
-	w.checkpoint = nil
+	w.summary = nil
 }
 
-// rebase writes a whole checkpoint at one go, with the latest changes as its
+// rebase writes a whole summary at one go, with the latest changes as its
 // last parts: until it is there, changes could not stand on anything.
 func (w *writer) rebase(ctx context.Context) error {
 	const pages = 8 // at once: nobody waits in between
-	w.checkpoint = &checkpoint{base: w.newest}
-	for !w.checkpoint.read {
+	w.summary = &summary{base: w.newest}
+	for !w.summary.read {
 		if err := w.putPage(ctx, pages*w.PageRows); err != nil {
 			return err
 		}
@@ -175,5 +175,5 @@ func (w *writer) rebase(ctx context.Context) error {
 		above, more = b.upTo, b.more
 	}
 	w.flushed = above
-	return w.endCheckpoint(ctx)
+	return w.endSummary(ctx)
 }
