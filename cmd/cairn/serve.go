@@ -88,7 +88,7 @@ on SIGTERM or Ctrl-C; jobs that were running go on after the next start.`,
 	f.Int64Var(&c.reserve, "reserve", 64, "MiB of the disk kept for deleting and pruning when it is full; 0: none")
 	f.Int64Var(&c.lowSpace, "low-space", 1024, "MiB of free space below which the server prunes by itself")
 	f.DurationVar(&c.scrubs, "scrub-every", service.DefaultScrubEvery, "uptime between two scrubs that the server makes by itself; 0: none")
-	f.Int64Var(&c.scrubMiB, "scrub-budget", service.DefaultScrubBudget>>20, "MiB that such a scrub reads, of what was not verified for longest")
+	f.Int64Var(&c.scrubMiB, "scrub-budget", service.DefaultScrubBudget>>20, "MiB that a scrub of --scrub-every reads, of what was not verified for longest")
 	f.StringVar(&c.logFormat, "log-format", "text", "text or json")
 	f.StringVar(&c.logLevel, "log-level", "info", "debug, info, warn or error")
 	return cmd

@@ -12,7 +12,7 @@ import (
 )
 
 func (a *app) snapshotCommand() *cobra.Command {
-	return group("snapshot", "Snapshots: create, list, show, tree, rename, apply, create-volume, export, delete",
+	return group("snapshot", "Snapshots: create, list, show, tree, rename, apply, create-volume, export, delete, undelete",
 		a.snapshotCreate(), a.snapshotList(), a.snapshotShow(), a.snapshotTree(), a.snapshotRename(),
 		a.snapshotApply(), a.snapshotCreateVolume(), a.snapshotExport(), a.snapshotDelete(), a.snapshotUndelete())
 }
