@@ -119,13 +119,9 @@ func (c recoverConfig) run(ctx context.Context, dir string, log *slog.Logger) (a
 	if err != nil {
 		return answer, err
 	}
-	specs, err := volumefile.ListManaged(filepath.Join(dir, "volumes"))
-	if err != nil {
-		return answer, err
-	}
 	conf := journal.RecoverConfig{Repo: engine.New(r, engine.Config{}), Accept: c.accept, Zone: c.zone, Logger: log}
-	for _, s := range specs {
-		conf.Volumes = append(conf.Volumes, journal.FoundVolume{ID: s.ID, SizeBytes: s.SizeBytes})
+	if err := findVolumes(filepath.Join(dir, "volumes"), &conf); err != nil {
+		return answer, err
 	}
 	work, err := c.workFolder(dir)
 	if err != nil {
@@ -140,6 +136,25 @@ func (c recoverConfig) run(ctx context.Context, dir string, log *slog.Logger) (a
 	answer.Database = filepath.Join(dir, "cairn.db")
 	answer.MovedAside, err = replaceDatabase(fresh, answer.Database, time.Now())
 	return answer, err
+}
+
+// findVolumes looks for what the drivers of volumes keep.
+func findVolumes(dir string, conf *journal.RecoverConfig) error {
+	specs, err := volumefile.ListManaged(dir)
+	if err != nil {
+		return err
+	}
+	for _, s := range specs {
+		conf.Volumes = append(conf.Volumes, journal.FoundVolume{ID: s.ID, SizeBytes: s.SizeBytes})
+	}
+	for _, holds := range []string{"holds", "registered"} {
+		names, err := volumefile.ListHolds(filepath.Join(dir, holds))
+		if err != nil {
+			return err
+		}
+		conf.Holds = append(conf.Holds, names...)
+	}
+	return nil
 }
 
 // workFolder is where the new database grows: beside the old one, so that a

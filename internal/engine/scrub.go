@@ -28,6 +28,13 @@ type scrub struct {
 	clean  map[place]bool       // subtrees without damage; at most cleanCap
 	lost   []string             // blobs that are damaged or missing
 	heads  bool                 // a header blob is whole
+	used   map[repo.PackID]bool // packs that the points need; nil: nobody asks
+}
+
+func (s *scrub) use(p repo.Pack) {
+	if s.used != nil {
+		s.used[p.ID] = true
+	}
 }
 
 // Scrub reads every blob afresh and checks every bit of it, then walks every
@@ -246,6 +253,7 @@ func (s *scrub) node(ctx context.Context, k *repo.Checker, m *repo.Manifest, ref
 	if ref.IsZero() || s.clean[here] {
 		return true, nil
 	}
+	s.use(ref.Loc.Pack)
 	n, err := k.LoadNode(ctx, ref, level)
 	if err != nil {
 		if !repo.IsDamage(err) {
@@ -285,6 +293,8 @@ func (s *scrub) slot(ctx context.Context, k *repo.Checker, m *repo.Manifest, ref
 		return true, nil
 	}
 	at, finding, err := k.Slot(ctx, ref)
+	s.use(ref.Loc.Pack)
+	s.use(at.Pack)
 	if err == nil && (finding != nil || s.bad[at.Pack.ID]) {
 		// Something in every copy is damaged, the directory perhaps, which
 		// reading does not need: is it this chunk?

@@ -28,10 +28,15 @@ func (e *Engine) PointRefs(ctx context.Context, fn func(PointRef) error) error {
 	})
 }
 
-// StoredPacks calls fn for every stored pack, in no order.
-func (e *Engine) StoredPacks(ctx context.Context, fn func(PackRecord) error) error {
+// StoredPacks calls fn for every stored pack, in no order. whole: every copy of
+// it is there.
+func (e *Engine) StoredPacks(ctx context.Context, fn func(p PackRecord, whole bool) error) error {
 	return e.eachPack(ctx, func(p repo.Pack, size int64) error {
-		return fn(PackRecord{ID: p.ID.String(), Kind: p.Kind.String(), Name: p.Blob(), Bytes: size * int64(len(p.Copies()))})
+		lacks, err := e.r.Lacks(ctx, p)
+		if err != nil {
+			return err
+		}
+		return fn(PackRecord{ID: p.ID.String(), Kind: p.Kind.String(), Name: p.Blob(), Bytes: size * int64(len(p.Copies()))}, len(lacks) == 0)
 	})
 }
 
@@ -111,7 +116,15 @@ type PointChecker struct {
 func (e *Engine) NewPointChecker() *PointChecker {
 	return &PointChecker{k: e.r.NewChecker(), s: &scrub{
 		e: e, bad: map[repo.PackID]bool{}, good: map[repo.PackID]bool{}, broken: map[string]bool{}, clean: map[place]bool{},
+		used: map[repo.PackID]bool{},
 	}}
+}
+
+// Uses reports whether any point checked so far needs the pack. What lies below
+// a node that cannot be read is not known.
+func (c *PointChecker) Uses(p PackRecord) bool {
+	id, err := repo.ParsePackID(p.ID)
+	return err == nil && c.s.used[id]
 }
 
 // Check reads a point's manifest and every node of its tree, and looks for
@@ -120,6 +133,9 @@ func (e *Engine) NewPointChecker() *PointChecker {
 // manifest is empty if it cannot be read.
 func (c *PointChecker) Check(ctx context.Context, ref PointRef) (p StoredPoint, damage []Damage, err error) {
 	c.s.report = ScrubReport{}
+	if pk, _, err := ref.pack(); err == nil {
+		c.s.used[pk.ID] = true
+	}
 	m, err := c.s.e.manifest(ctx, ref)
 	if err == nil {
 		p = storedPoint(ref, m)

@@ -19,8 +19,8 @@ type Repository interface {
 	PointRefs(ctx context.Context, fn func(engine.PointRef) error) error
 	// ReadPoint reads a stored manifest. errs.Corrupt: in no copy.
 	ReadPoint(ctx context.Context, ref engine.PointRef) (engine.StoredPoint, error)
-	// StoredPacks calls fn for every stored pack.
-	StoredPacks(ctx context.Context, fn func(engine.PackRecord) error) error
+	// StoredPacks calls fn for every stored pack; whole: in every copy.
+	StoredPacks(ctx context.Context, fn func(p engine.PackRecord, whole bool) error) error
 	// MovedPacks tells out of which packs records were copied.
 	MovedPacks(ctx context.Context) (map[string]bool, error)
 	NewPointChecker() *engine.PointChecker
@@ -38,6 +38,7 @@ type RecoverConfig struct {
 	Store   service.Store // a new, empty database; it stays the caller's
 	Repo    Repository
 	Volumes []FoundVolume // all managed volumes
+	Holds   []string      // instants that drivers hold, by the ids of their jobs
 	// Accept takes in also points and volumes of which nothing says that they
 	// were finished, and a journal with holes.
 	Accept bool
@@ -52,6 +53,7 @@ type RecoverConfig struct {
 type recovery struct {
 	RecoverConfig
 	report  Report
+	checker *engine.PointChecker
 	newest  uint64            // number of the newest journal blob
 	heads   map[string]string // point by resource
 	volumes map[string]service.Volume
@@ -76,7 +78,7 @@ func Recover(ctx context.Context, c RecoverConfig) (Report, error) {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
 	r := &recovery{
-		RecoverConfig: c, heads: map[string]string{}, volumes: map[string]service.Volume{},
+		RecoverConfig: c, checker: c.Repo.NewPointChecker(), heads: map[string]string{}, volumes: map[string]service.Volume{},
 		groups: map[string]*groupCount{}, latest: map[string]service.Snapshot{},
 		report: Report{Journal: LogReport{Problems: []string{}}, Points: []PointReport{}, Volumes: []VolumeReport{}, Notes: []string{}},
 	}

@@ -11,7 +11,9 @@ import (
 // writePacks stores a row for every pack that is there, under one session that
 // is committed: whatever made them, they are durable, and a collection finds
 // out what is needed. Packs out of which records were copied stay condemned, so
-// that the copies count: the old records may be damaged.
+// that the copies count: the old records may be damaged. Half a pack that no
+// point needs is what a cut-off put left: with a row it would pass for a pack
+// that lost a copy.
 func (r *recovery) writePacks(ctx context.Context) error {
 	session := service.Session{ID: "recover-" + newDatabase(), Term: 1, State: service.SessionActive}
 	if err := r.Store.Update(ctx, func(tx service.Tx) error { return tx.PutSession(session) }); err != nil {
@@ -40,7 +42,12 @@ func (r *recovery) writePacks(ctx context.Context) error {
 			return nil
 		})
 	}
-	err = r.Repo.StoredPacks(ctx, func(p engine.PackRecord) error {
+	halves := 0
+	err = r.Repo.StoredPacks(ctx, func(p engine.PackRecord, whole bool) error {
+		if !whole && p.Kind != "reloc" && !r.checker.Uses(p) {
+			halves++
+			return nil
+		}
 		r.report.Packs++
 		r.report.Bytes += p.Bytes
 		if page = append(page, p); len(page) < pageRows {
@@ -53,6 +60,9 @@ func (r *recovery) writePacks(ctx context.Context) error {
 	}
 	if err := flush(); err != nil {
 		return err
+	}
+	if halves > 0 {
+		r.report.Notes = append(r.report.Notes, fmt.Sprintf("%d packs that no snapshot needs are there in one copy only, as unfinished jobs left them; they stay where they are", halves))
 	}
 	return r.Store.Update(ctx, func(tx service.Tx) error {
 		swapped, err := tx.CASSession(session.ID, session.Term, service.SessionCommitted)
@@ -74,6 +84,12 @@ func (r *recovery) finish(ctx context.Context) error {
 		}
 		if err := tx.ForgetChanges(last); err != nil {
 			return err
+		}
+		for _, h := range r.Holds {
+			// Their jobs are gone: the next start lets go of them.
+			if err := service.NoteHold(tx, h); err != nil {
+				return err
+			}
 		}
 		n := notes{Database: newDatabase(), Newest: r.newest, Rebase: true}
 		return n.save(tx)

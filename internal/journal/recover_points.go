@@ -78,14 +78,13 @@ func (r *recovery) store(ctx context.Context, rows []service.Snapshot, how func(
 // checkPoints looks at the bytes of every committed point. One that lacks some
 // is marked, not dropped: most of it can still be read.
 func (r *recovery) checkPoints(ctx context.Context) error {
-	checker := r.Repo.NewPointChecker()
 	return r.eachRow(ctx, func(p *service.Snapshot) error {
 		if p.Status == ceased {
 			r.countGroup(p.GroupID, 0)
 			r.point(*p, Recovered, "")
 			return nil
 		}
-		found, damage, err := checker.Check(ctx, ref(*p))
+		found, damage, err := r.checker.Check(ctx, ref(*p))
 		if err != nil {
 			return fmt.Errorf("check %s: %w", p.ID, err)
 		}
@@ -208,7 +207,6 @@ func (r *recovery) judgeUnknown(ctx context.Context) error {
 		}
 		return nil
 	}
-	checker := r.Repo.NewPointChecker()
 	taken := map[string]bool{}
 	for _, p := range r.unknown {
 		if !taken[p.Ref.Snapshot] {
@@ -225,7 +223,7 @@ func (r *recovery) judgeUnknown(ctx context.Context) error {
 			continue
 		}
 		taken[row.ID] = true
-		_, damage, err := checker.Check(ctx, p.Ref)
+		_, damage, err := r.checker.Check(ctx, p.Ref)
 		if err != nil {
 			return fmt.Errorf("check %s: %w", row.ID, err)
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 
@@ -260,6 +261,27 @@ func TestRecoverWithoutAJournal(t *testing.T) {
 	}
 	if v := got.volumes["vol-A"]; v.Status != service.VolumeAvailable || v.SizeBytes != 12345 || v.Name != "name of vol-A" || v.Zone != "ac1" || v.Type != 3 {
 		t.Errorf("the volume: %+v", v)
+	}
+}
+
+// Half a pack that an unfinished job left is no damage; half a pack that a
+// point needs is.
+func TestRecoverOfHalfPacks(t *testing.T) {
+	w := newWorld(t)
+	w.open()
+	defer w.close()
+	good := w.take(1, "vol-A", nil)
+	half := w.capture(pendingPoint(2, "vol-A", &good), bytesOf(2))
+	for _, p := range []service.Snapshot{good, half} {
+		if err := w.mem.Delete(t.Context(), "point/"+p.ID+"."+p.ManifestPack+".b"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.halves = []string{"point/" + half.ID + "." + half.ManifestPack}
+	got := w.recover(false)
+	got.says(w, good.ID, journal.Recovered, "")
+	if !slices.ContainsFunc(got.report.Notes, func(n string) bool { return strings.Contains(n, "1 packs that no snapshot needs") }) {
+		t.Errorf("notes %q", got.report.Notes)
 	}
 }
 

@@ -157,6 +157,7 @@ func (w *writer) dropSummary() {
 // last parts: until it is there, changes could not stand on anything.
 func (w *writer) rebase(ctx context.Context) error {
 	const pages = 8 // at once: nobody waits in between
+	w.Logger.Info("writing the whole journal; this takes seconds for each 100,000 snapshots")
 	w.summary = &summary{base: w.newest}
 	for !w.summary.read {
 		if err := w.putPage(ctx, pages*w.PageRows); err != nil {

@@ -54,14 +54,15 @@ var emptyDatabase = sync.OnceValue(func() string {
 
 // world is a database file and a repository, and the stores that come and go.
 type world struct {
-	t     testing.TB
-	path  string
-	mem   *mem.Store
-	store blobstore.Store // what the engine sees
-	key   repo.Key
-	index string
-	conf  journal.Config // Store and Log are set by open
-	wrap  func(journal.Log) journal.Log
+	t      testing.TB
+	path   string
+	mem    *mem.Store
+	store  blobstore.Store // what the engine sees
+	key    repo.Key
+	index  string
+	conf   journal.Config // Store and Log are set by open
+	wrap   func(journal.Log) journal.Log
+	halves []string // packs that a recover gives no row
 
 	s   *journal.Store
 	rp  *repo.Repo

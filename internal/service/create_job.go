@@ -154,7 +154,7 @@ func (c *creation) load(ctx context.Context) error {
 		if c.volumes, err = loadVolumes(tx, ids); err != nil {
 			return err
 		}
-		if err := noteHold(tx, c.run.ID()); err != nil {
+		if err := NoteHold(tx, c.run.ID()); err != nil {
 			return err
 		}
 		return tx.PutSession(Session{ID: c.run.ID(), Term: c.run.Term(), State: SessionActive})

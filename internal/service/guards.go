@@ -207,8 +207,9 @@ const holdPrefix = "hold:"
 // holdOf is the name under which drivers hold the instant of a lock's holder.
 func holdOf(holder string) string { return strings.TrimPrefix(holder, holdPrefix) }
 
-// noteHold records, until release, that drivers may hold an instant.
-func noteHold(tx Tx, jobID string) error {
+// NoteHold records, until release, that drivers may hold an instant for a job.
+// Of a job that is gone, the next start lets go of it.
+func NoteHold(tx Tx, jobID string) error {
 	return tx.Lock(holdPrefix+jobID, holdPrefix+jobID)
 }
 

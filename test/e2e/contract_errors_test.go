@@ -41,7 +41,9 @@ func errorRows() []row {
 				r.WantError(t, http.StatusNotFound, "2100")
 			}
 		}},
-		bad("lease comes later", "POST", "lease", `{}`, 404, "2100", ""),
+		bad("lease: nothing named", "POST", "lease", `{}`, 400, "1100", "resources"),
+		bad("lease: an unknown point", "POST", "lease", `{"resources":["ss-NOTTHERE"]}`, 404, "2100", "ss-NOTTHERE"),
+		bad("lease: a volume", "POST", "lease", `{"resources":["vol-NOTTHERE"]}`, 400, "1100", "id of a volume"),
 		bad("a bad escape in the query", "GET", "volume_snapshots?search_word=%zz", ``, 400, "1100", ""),
 		{says: "router 405 is JSON and says what is allowed", do: func(t *testing.T, f *fixture) {
 			for _, path := range []string{"volume_snapshots/apply", "volumes", "jobs"} {

@@ -5,14 +5,17 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 
@@ -296,6 +299,185 @@ func TestRecoverWithoutJournal(t *testing.T) {
 	w.create(t, false, v)
 	w.checkRows(t)
 	srv.API().ScrubClean(t)
+}
+
+// TestKillAndLoseDatabase kills the server in the middle of a call, deletes the
+// database and recovers: the call was carried out whole or not at all, it was
+// if its job was seen to succeed, and a volume that it had begun to overwrite
+// is blocked until a point is applied to it.
+func TestKillAndLoseDatabase(t *testing.T) {
+	t.Parallel()
+	rounds := 25
+	if harness.Long() {
+		rounds = 300
+	}
+	k := &killer{r: harness.Rand(harness.Seed(t)), typical: map[string]time.Duration{}, seen: map[string]int{}}
+	k.world = &world{srv: serve(t), dir: t.TempDir()}
+	for range 2 {
+		k.world.register(t, k.content(6*mib))
+	}
+	k.importVolume(t, k.content(3*mib))
+	k.create(t, true, k.vols...)
+	for _, kind := range []string{"create", "apply", "clone", "delete"} {
+		k.measure(t, kind)
+	}
+	for n := 1; n <= rounds; n++ {
+		k.loseMidway(t, n)
+		if t.Failed() {
+			return
+		}
+		if n%10 == 0 {
+			k.checkContent(t)
+			k.api().ScrubClean(t)
+			k.tidy(t)
+		}
+	}
+	k.checkContent(t)
+	k.checkPaths(t)
+	k.api().ScrubClean(t)
+	t.Logf("%d rounds; outcomes %v", rounds, k.seen)
+}
+
+// loseMidway is one round.
+func (k *killer) loseMidway(t *testing.T, n int) {
+	t.Helper()
+	kind := []string{"create", "create", "apply", "apply", "clone", "delete"}[k.r.IntN(6)]
+	for len(k.livePoints("")) < 5 {
+		k.create(t, true, k.liveVols()...)
+	}
+	c := k.plan(t, kind)
+	delay := time.Duration(k.r.Int64N(int64(k.typical[kind]*2) + 1))
+	succeeded := make(chan bool, 1)
+	go func() { succeeded <- k.sawSuccess(c) }()
+	time.Sleep(delay)
+	k.srv.Kill(t)
+	sure := <-succeeded
+	for _, path := range databaseFiles(t, k.srv.Dir) {
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mustRecover(t, k.srv)
+	k.srv.Run(t)
+	done := false
+	switch kind {
+	case "create":
+		done = k.lostCreate(t, c)
+	case "apply":
+		done = k.lostApply(t, c)
+	case "clone":
+		done = k.lostClone(t, c)
+	default:
+		if done = k.api().MustSnapshot(t, c.points[0].id).Status == "deleted"; done {
+			k.removed(c.points...)
+		}
+	}
+	if sure && !done {
+		t.Fatalf("round %d: %s was seen to succeed, and is gone with the database", n, kind)
+	}
+	k.seen[fmt.Sprintf("%s done: %v, seen: %v", kind, done, sure)]++
+	k.checkRows(t)
+}
+
+// sawSuccess makes the call and asks for its job until the server is gone.
+func (k *killer) sawSuccess(c call) bool {
+	r, err := k.api().TrySend(c.method, c.path, c.body)
+	if err != nil {
+		return false
+	}
+	var j harness.Job
+	if json.Unmarshal(r.Body, &j) != nil {
+		return false
+	}
+	for range 100_000 {
+		r, err := k.api().Try(harness.Request{Method: http.MethodGet, Path: "job/" + j.ID})
+		if err != nil {
+			return false
+		}
+		if json.Unmarshal(r.Body, &j) == nil && j.Status == "successful" {
+			return true
+		}
+		time.Sleep(time.Millisecond)
+	}
+	return false
+}
+
+func (k *killer) lostCreate(t *testing.T, c call) bool {
+	t.Helper()
+	found := k.api().Snapshots(t, url.Values{"search_word": {c.name}, "status": {harness.AllStatuses}})
+	if len(found) == 0 {
+		return false
+	}
+	made := make([]string, len(c.vols))
+	for _, s := range found {
+		i := slices.IndexFunc(c.vols, func(v *modelVolume) bool { return v.id == s.Resource.ID })
+		if i < 0 || s.Status != "available" {
+			t.Fatalf("after recover there is %+v", s)
+		}
+		made[i] = s.ID
+	}
+	if slices.Contains(made, "") {
+		t.Fatalf("recover brought back %v of a call for %v: half a group", made, volumeIDs(c.vols))
+	}
+	k.record(t, c.name, c.full, c.vols, made, contents(c.vols))
+	for i, id := range made {
+		k.api().WantContent(t, "volume_snapshots", id, c.vols[i].content)
+	}
+	return true
+}
+
+// lostApply finds all volumes as they were, all as the points are, or those that
+// were written to blocked; these are applied to again.
+func (k *killer) lostApply(t *testing.T, c call) bool {
+	t.Helper()
+	done := true
+	for i, p := range c.points {
+		v := c.vols[i]
+		row := k.srv.Local().MustVolume(t, v.id)
+		if row.MixedJob != "" {
+			if _, status := k.api().Export(t, "volumes", v.id); status != http.StatusConflict {
+				t.Fatalf("%s holds a mixture, and its export answers %d", v.name, status)
+			}
+			k.apply(t, p)
+			k.seen["apply left a blocked volume"]++
+			continue
+		}
+		if k.api().MustSnapshot(t, p.id).IsHead == 1 && v.head != p.id {
+			k.applied(p)
+		}
+		k.api().WantContent(t, "volumes", v.id, k.stillOrApplied(t, v, p))
+		done = done && v.head == p.id
+	}
+	return done
+}
+
+// stillOrApplied is what a volume must hold. Applying the head again may have
+// been done or not without any row telling.
+func (k *killer) stillOrApplied(t *testing.T, v *modelVolume, p *modelPoint) *harness.Image {
+	t.Helper()
+	if v.head != p.id {
+		return v.content
+	}
+	want := p.content.Resized(v.content.Size())
+	if got, _ := k.api().Export(t, "volumes", v.id); want.Is(got) {
+		v.content = want
+	}
+	return v.content
+}
+
+func (k *killer) lostClone(t *testing.T, c call) bool {
+	t.Helper()
+	for _, row := range k.api().Volumes(t, url.Values{}) {
+		if row.Name != "clone" {
+			continue
+		}
+		v := &modelVolume{id: row.ID, name: "clone", content: c.points[0].content.Clone()}
+		k.api().WantContent(t, "volumes", v.id, v.content)
+		k.vols = append(k.vols, v)
+		k.forget(t, v)
+		return true
+	}
+	return false
 }
 
 // filesOf are a folder's files and what they hold, the lock left out.

@@ -53,6 +53,22 @@ func (d *disks) sweep() error {
 	return nil
 }
 
+// ListHolds names the instants that a driver holds in its folder of holds, and
+// leftovers of some. An absent folder has none.
+func ListHolds(holdDir string) ([]string, error) {
+	entries, err := os.ReadDir(holdDir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("list holds: %w", err)
+	}
+	var out []string
+	for _, e := range entries {
+		if e.IsDir() && nameOK(e.Name()) {
+			out = append(out, e.Name())
+		}
+	}
+	return out, nil
+}
+
 // clone makes reflinks of all guarded volumes, or errNoReflink if one cannot
 // be. The guards are not needed any more when it returns; seal must follow.
 func (d *disks) clone(hold string, guards []*guard) ([]*os.File, error) {

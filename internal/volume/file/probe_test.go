@@ -200,3 +200,15 @@ func TestListManaged(t *testing.T) {
 		t.Errorf("got %v, %v", got, err)
 	}
 }
+
+func TestListHolds(t *testing.T) {
+	dir := join(t.TempDir(), "holds")
+	if got, err := ListHolds(dir); err != nil || len(got) != 0 {
+		t.Errorf("an absent folder: %v, %v", got, err)
+	}
+	ok(t, os.MkdirAll(join(dir, "job-1"), 0o700))
+	ok(t, os.WriteFile(join(dir, "note.txt"), nil, 0o600))
+	if got, err := ListHolds(dir); err != nil || len(got) != 1 || got[0] != "job-1" {
+		t.Errorf("got %v, %v", got, err)
+	}
+}
