@@ -16,6 +16,7 @@ func (r *Runner) execute(t *task) {
 	defer func() {
 		r.mu.Lock()
 		delete(r.running, run.ID())
+		delete(r.owners, run.Job().Owner)
 		r.mu.Unlock()
 		t.stop(nil)
 	}()
@@ -87,7 +88,7 @@ func (r *Runner) ended(ctx context.Context, t *task) error {
 	j, err := r.opts.Load(ctx, t.run.ID())
 	if err != nil {
 		// It has ended as far as we know. Only the news is lost, unless the
-		// row says otherwise: then the next process finds it working.
+		// row says otherwise: then the next claim finds it working.
 		t.run.Log.Error("read the ended job", "error", err)
 		return nil
 	}
@@ -120,7 +121,7 @@ func (r *Runner) over(t *task, err error) bool {
 		t.run.Log.Info("job had ended", "status", j.Status)
 		r.broker.Publish(j)
 		return true
-	case j.Owner != r.opts.Owner || j.Term != t.run.Term():
+	case j.Owner != t.run.Job().Owner || j.Term != t.run.Term():
 		t.run.Log.Warn("job was taken over", "by", j.Owner, "at", j.Term)
 		return true
 	}

@@ -71,7 +71,7 @@ type Job struct {
 	State           json.RawMessage // the handler's own notes of steps done
 	CancelRequested bool
 	NoCancel        bool   // past the point of no return (an apply that has begun to write)
-	Owner           string // the process that has it: a random id made at each start; "" while pending
+	Owner           string // the claim that has it: an id of the process and a number; "" while pending
 	Term            int64  // grows with each claim
 }
 

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -13,7 +15,8 @@ import (
 
 // Options of a Runner. Zero values mean the defaults.
 type Options struct {
-	// Owner is this process: a random id made at each start. Required.
+	// Owner is this process: a random id made at each start. Each claim adds a
+	// number. Required.
 	Owner string
 	// Load reads a job's row. Required.
 	Load func(ctx context.Context, id string) (Job, error)
@@ -73,6 +76,8 @@ type Runner struct {
 
 	mu      sync.Mutex // guards the rest
 	running map[string]*current
+	claims  int
+	owners  map[string]bool // names under which a job is, or may get to be, ours
 	stopped bool
 }
 
@@ -89,8 +94,33 @@ func NewRunner(store Store, handlers map[Action]Handler, opts Options) *Runner {
 	return &Runner{
 		store: store, handlers: handlers, opts: opts, broker: NewBroker(),
 		slots: make(chan struct{}, opts.Workers), wake: make(chan struct{}, 1),
-		running: map[string]*current{},
+		running: map[string]*current{}, owners: map[string]bool{},
 	}
+}
+
+// own makes a name to own one job under, until disown. As no two jobs have the
+// same, one that became ours without our hearing of it, because the answer was
+// lost, belongs to nobody who lives, and is claimed again.
+func (r *Runner) own() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.claims++
+	name := fmt.Sprintf("%s/%d", r.opts.Owner, r.claims)
+	r.owners[name] = true
+	return name
+}
+
+func (r *Runner) disown(name string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.owners, name)
+}
+
+// alive lists all owners of this process.
+func (r *Runner) alive() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Collect(maps.Keys(r.owners))
 }
 
 // Subscribe is the runner's feed of status changes; see Broker.Subscribe.
@@ -176,10 +206,12 @@ func (r *Runner) claimOne(ctx context.Context) bool {
 		return false
 	case r.slots <- struct{}{}:
 	}
+	owner := r.own()
 	r.gate.Lock()
-	j, ok, err := r.store.ClaimJob(ctx, r.opts.Owner, []string{r.opts.Owner}, r.opts.Clock())
+	j, ok, err := r.store.ClaimJob(ctx, owner, r.alive(), r.opts.Clock())
 	r.gate.Unlock()
 	if err != nil || !ok {
+		r.disown(owner)
 		if err != nil && ctx.Err() == nil {
 			r.opts.Log.Error("claim a job", "error", err)
 		}
@@ -189,6 +221,7 @@ func (r *Runner) claimOne(ctx context.Context) bool {
 	r.broker.Publish(j)
 	t, ok := r.admit(ctx, j)
 	if !ok {
+		r.disown(owner)
 		<-r.slots
 		return false
 	}
@@ -201,15 +234,24 @@ func (r *Runner) claimOne(ctx context.Context) bool {
 	return true
 }
 
-// Inline runs a job that was inserted as working and owned by this process,
-// with do in place of its handler's Do, in a goroutine that Run waits for. It
-// returns when do, and the first try to undo it if it failed, are through. do
-// stops when ctx ends.
-func (r *Runner) Inline(ctx context.Context, j Job, do func(ctx context.Context, run *Run) error) error {
+// Inline runs the job that insert has inserted as working, in its first term
+// and owned by owner, with do in place of its handler's Do, in a goroutine that
+// Run waits for. It returns when do, and the first try to undo it if it failed,
+// are through. do stops when ctx ends. A job that was inserted although insert
+// failed is left to its handler.
+func (r *Runner) Inline(ctx context.Context, insert func(owner string) (Job, error), do func(ctx context.Context, run *Run) error) (Job, error) {
+	owner := r.own()
+	j, err := insert(owner)
+	if err != nil {
+		r.disown(owner)
+		r.Wake()
+		return Job{}, err
+	}
 	r.broker.Publish(j)
 	t, ok := r.admit(context.WithoutCancel(ctx), j)
 	if !ok {
-		return errs.Wrap(errs.Unavailable, errShutdown, "the server is stopping; try again when it is back")
+		r.disown(owner)
+		return Job{}, errs.Wrap(errs.Unavailable, errShutdown, "the server is stopping; try again when it is back")
 	}
 	vanished := func() {
 		t.cancel(errs.Wrap(errs.Invalid, context.Cause(ctx), "the client went away before everything was stored; send it again"))
@@ -228,7 +270,7 @@ func (r *Runner) Inline(ctx context.Context, j Job, do func(ctx context.Context,
 		r.execute(t)
 	}()
 	<-t.first
-	return nil
+	return j, nil
 }
 
 // task is one admitted job on its way through execute.

@@ -3,6 +3,7 @@ package job_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"slices"
 	"sync"
 	"testing"
@@ -18,11 +19,13 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // rows is the queue's table in memory, with the contract's checks.
 type rows struct {
-	mu    sync.Mutex
-	jobs  map[string]*job.Job
-	order []string
-	saves int                // of progress
-	fail  func(string) error // per call, by its name; nil: none fails
+	mu        sync.Mutex
+	jobs      map[string]*job.Job
+	order     []string
+	saves     int                // of progress
+	fail      func(string) error // per call, by its name; nil: none fails
+	elsewhere string             // an owner that lives, in another process
+	lose      map[string]int     // of how many next calls the answer is lost, by name
 }
 
 func newRows(jobs ...job.Job) *rows {
@@ -68,10 +71,14 @@ func (s *rows) ClaimJob(_ context.Context, owner string, alive []string, now tim
 	}
 	for _, id := range s.order {
 		j := s.jobs[id]
-		if j.Status == job.Pending || j.Status == job.Working && !slices.Contains(alive, j.Owner) {
+		if j.Status == job.Pending || j.Status == job.Working && !slices.Contains(append(alive, s.elsewhere), j.Owner) {
 			j.Status, j.Owner, j.Term = job.Working, owner, j.Term+1
 			if j.BeginTime.IsZero() {
 				j.BeginTime = now
+			}
+			if s.lose["claim"] > 0 {
+				s.lose["claim"]--
+				return job.Job{}, false, errors.New("connection reset")
 			}
 			return *j, true, nil
 		}

@@ -16,21 +16,20 @@ func (s *Service) ImportVolume(ctx context.Context, in ImportVolume) (job.Job, e
 	}
 	// The request is what carries the stream, so the job is this process's
 	// from the start: nobody else could go on with it.
-	j := s.newJob(in.Origin, job.ImportVolume)
-	j.Status, j.BeginTime, j.Owner, j.Term = job.Working, j.CreateTime, s.owner, 1
 	var v Volume
-	j, err := s.insertJob(ctx, j, func(tx Tx, j *job.Job) (any, error) {
-		v = newManaged(in.Zone, in.Name, in.Type, in.SizeBytes, "importing", *j)
-		if err := tx.InsertVolume(v); err != nil {
-			return nil, err
-		}
-		j.ResourceIDs = []string{v.ID}
-		return volumesParams{Volumes: j.ResourceIDs}, tx.Lock(j.ID, v.ID)
-	})
-	if err != nil {
-		return job.Job{}, err
+	insert := func(owner string) (job.Job, error) {
+		j := s.newJob(in.Origin, job.ImportVolume)
+		j.Status, j.BeginTime, j.Owner, j.Term = job.Working, j.CreateTime, owner, 1
+		return s.insertJob(ctx, j, func(tx Tx, j *job.Job) (any, error) {
+			v = newManaged(in.Zone, in.Name, in.Type, in.SizeBytes, "importing", *j)
+			if err := tx.InsertVolume(v); err != nil {
+				return nil, err
+			}
+			j.ResourceIDs = []string{v.ID}
+			return volumesParams{Volumes: j.ResourceIDs}, tx.Lock(j.ID, v.ID)
+		})
 	}
-	err = s.runner.Inline(ctx, j, func(ctx context.Context, run *job.Run) error {
+	j, err := s.runner.Inline(ctx, insert, func(ctx context.Context, run *job.Run) error {
 		err := s.fill(ctx, v, func(target volume.Target) error {
 			return s.engine.ImportTo(ctx, in.Stream, in.SizeBytes, target, run.Progress)
 		})
