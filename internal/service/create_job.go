@@ -97,6 +97,9 @@ func (c *creation) captureAndCommit(ctx context.Context, session engine.Session)
 		var gone goneError
 		err := c.s.store.Update(ctx, c.commit)
 		if !errors.As(err, &gone) {
+			if err != nil && c.committed(ctx) {
+				return nil
+			}
 			return err
 		}
 		c.run.Log.Info("packs that the points refer to are being deleted; storing the points again", "packs", len(gone.packs))
@@ -105,6 +108,18 @@ func (c *creation) captureAndCommit(ctx context.Context, session engine.Session)
 		}
 		c.took = nil
 	}
+}
+
+// committed reports whether the points are real although the commit failed:
+// only its answer was lost.
+func (c *creation) committed(ctx context.Context) bool {
+	done := false
+	err := c.s.store.View(ctx, func(tx Tx) error {
+		session, ok, err := tx.Session(c.run.ID())
+		done = ok && session.State == SessionCommitted
+		return err
+	})
+	return err == nil && done
 }
 
 // checkInstants fails if a volume changed while it was read. Durable instants

@@ -101,7 +101,26 @@ func (s *Service) pinPoint(ctx context.Context, zone, id string, admit func(tx T
 		}
 		return tx.Pin(holder, p.ID)
 	})
-	return p, func() error { return s.releaseHolder(ctx, holder) }, err
+	if err != nil {
+		// It may be pinned all the same, if only the answer was lost.
+		return p, nil, errors.Join(err, s.releaseHolder(ctx, holder))
+	}
+	return p, func() error { return s.releaseHolder(ctx, holder) }, nil
+}
+
+// hold runs take, which locks or pins for holder. If it failed nothing is held,
+// also where only its answer was lost.
+func (s *Service) hold(ctx context.Context, holder string, take func(tx Tx) error) error {
+	taken := false
+	err := s.store.Update(ctx, func(tx Tx) error {
+		err := take(tx)
+		taken = err == nil
+		return err
+	})
+	if err != nil && taken {
+		err = errors.Join(err, s.releaseHolder(ctx, holder))
+	}
+	return err
 }
 
 // releaseHolder lets go of locks and pins even if the caller's ctx has ended.
@@ -121,7 +140,7 @@ func (s *Service) ExportVolume(ctx context.Context, zone, id string) (engine.Ima
 	}
 	holder := exportPrefix + newUUID()
 	var v Volume
-	err = s.store.Update(ctx, func(tx Tx) error {
+	err = s.hold(ctx, holder, func(tx Tx) error {
 		if v, err = usableVolume(tx, zone, ids[0]); err != nil {
 			return err
 		}
