@@ -171,7 +171,10 @@ func (d *driver) Size(_ context.Context, s volume.Spec) (size int64, err error) 
 	err = d.f.do("Size", func() error {
 		d.mu.Lock()
 		defer d.mu.Unlock()
-		size = d.size[d.key(s)]
+		var ok bool
+		if size, ok = d.size[d.key(s)]; !ok {
+			return errs.New(errs.NotFound, "volume %s has no data", s.ID)
+		}
 		return nil
 	})
 	return size, err

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 
+	"cairn/internal/errs"
 	"cairn/internal/job"
 )
 
@@ -98,19 +99,39 @@ func (s *Service) ceaseVolumes(tx Tx, ids []string) error {
 }
 
 // Undo ends a delete that cannot go on: volumes whose data is gone have
-// ceased, the others are as they were.
+// ceased, the others are as they were. The notes may lack the last one that
+// was removed, so their drivers are asked.
 func (h deleteVolumesJob) Undo(ctx context.Context, run *job.Run, out job.Outcome) error {
 	var params volumesParams
-	var notes deleteVolumesNotes
 	if err := run.Params(&params); err != nil {
 		return err
 	}
-	if err := run.LoadState(&notes); err != nil {
+	var volumes []Volume
+	err := h.s.store.View(ctx, func(tx Tx) (err error) {
+		volumes, err = loadVolumes(tx, params.Volumes)
+		return err
+	})
+	if errs.Is(err, errs.NotFound) {
+		// Ceased already: an earlier try ended the job and its answer was lost.
+		return fmt.Errorf("undo job %s: %w: %w", run.ID(), job.ErrFenced, err)
+	}
+	if err != nil {
 		return err
 	}
-	kept := slices.DeleteFunc(slices.Clone(params.Volumes), func(id string) bool { return slices.Contains(notes.Removed, id) })
+	var gone, kept []string
+	for _, v := range volumes {
+		is, err := h.isGone(ctx, v)
+		if err != nil {
+			return err
+		}
+		if is {
+			gone = append(gone, v.ID)
+		} else {
+			kept = append(kept, v.ID)
+		}
+	}
 	return h.s.store.Update(ctx, func(tx Tx) error {
-		if err := h.s.ceaseVolumes(tx, notes.Removed); err != nil {
+		if err := h.s.ceaseVolumes(tx, gone); err != nil {
 			return err
 		}
 		if err := changeVolumes(tx, kept, func(v *Volume) { v.Transition = "" }); err != nil {
@@ -118,4 +139,23 @@ func (h deleteVolumesJob) Undo(ctx context.Context, run *job.Run, out job.Outcom
 		}
 		return h.s.finish(tx, run, out)
 	})
+}
+
+// isGone asks for a managed volume's data.
+func (h deleteVolumesJob) isGone(ctx context.Context, v Volume) (bool, error) {
+	if v.Driver == DriverRegistered {
+		return false, nil
+	}
+	d, err := h.s.driver(v)
+	if err != nil {
+		return false, err
+	}
+	_, err = d.Size(ctx, v.spec())
+	if errs.Is(err, errs.NotFound) {
+		return true, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("look for the data of volume %s: %w", v.ID, err)
+	}
+	return false, nil
 }
