@@ -56,9 +56,10 @@ func (c *collection) evacuate(ctx context.Context) error {
 		}
 		err := c.copyOut(ctx, victims[:n])
 		if errs.Is(err, errs.Full) {
-			// What could be deleted is deleted. Copying has to wait for room.
+			// What could be deleted is deleted. Copying has to wait for room. A
+			// session that stayed open would look like a backup for ever.
 			c.run.Log.Warn("no space to copy needed parts out of packs; leaving them", "packs", len(victims), "error", err)
-			return nil
+			return c.s.abortParts(ctx, c.run)
 		}
 		if err != nil {
 			return err

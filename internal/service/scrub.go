@@ -208,7 +208,7 @@ func (h scrubJob) repair(ctx context.Context, run *job.Run, found engine.ScrubRe
 	if errs.Is(err, errs.Corrupt) {
 		// A tree cannot be read, so what is needed cannot be told.
 		run.Log.Warn("chunks cannot be healed before the points whose trees are damaged are deleted", "error", err)
-		err = nil
+		err = h.s.abortParts(ctx, run)
 	}
 	out.packs = c.report.HealedPacks
 	return out, err
