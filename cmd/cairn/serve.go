@@ -81,7 +81,7 @@ on SIGTERM or Ctrl-C; jobs that were running go on after the next start.`,
 	f.StringVar(&c.listen, "listen", "127.0.0.1:7480", "loopback address and port of the API; empty: the unix socket only")
 	c.key.addFlags(cmd)
 	f.StringSliceVar(&c.zones, "zone", []string{"ac1"}, "zones that the API knows")
-	f.IntVar(&c.workers, "workers", 0, "goroutines of one job that hash and compress (default one per core)")
+	f.IntVar(&c.workers, "workers", 0, "goroutines of one job that hash and compress, 7 MiB each (default one per core, at most 8)")
 	f.IntVar(&c.jobs, "jobs", 2, "jobs that run at once")
 	f.IntVar(&c.maxChain, "max-chain", 30, "points of a chain before the next one is a full")
 	f.DurationVar(&c.recycle, "recycle-bin", service.DefaultRecycleBin, "how long deleted snapshots can be brought back, in uptime of the server")

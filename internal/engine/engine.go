@@ -11,8 +11,12 @@ import (
 
 // Config bounds what an Engine uses.
 type Config struct {
-	Workers int // goroutines that hash and compress, or decode; 0: one per core
+	Workers int // goroutines that hash and compress, or decode; 0: one per core, up to DefaultWorkers
 }
+
+// DefaultWorkers bounds the workers of a machine with many cores, and so the
+// memory: each takes up to 7 MiB, and with 8 a job stays well below 192 MiB.
+const DefaultWorkers = 8
 
 // Engine moves bytes between volumes and one repository.
 type Engine struct {
@@ -23,7 +27,7 @@ type Engine struct {
 // New makes an Engine.
 func New(r *repo.Repo, c Config) *Engine {
 	if c.Workers <= 0 {
-		c.Workers = runtime.GOMAXPROCS(0)
+		c.Workers = min(runtime.GOMAXPROCS(0), DefaultWorkers)
 	}
 	return &Engine{r: r, workers: c.Workers}
 }
