@@ -359,7 +359,7 @@ func (k *killer) loseMidway(t *testing.T, n int) {
 	}
 	mustRecover(t, k.srv)
 	k.srv.Run(t)
-	done := false
+	var done bool
 	switch kind {
 	case "create":
 		done = k.lostCreate(t, c)
