@@ -166,10 +166,5 @@ func (h undeleteJob) Undo(ctx context.Context, run *job.Run, out job.Outcome) er
 	if err := run.Params(&params); err != nil {
 		return err
 	}
-	return h.s.store.Update(ctx, func(tx Tx) error {
-		if err := changeSnapshots(tx, params.Points, func(p *Snapshot) { p.Transition = "" }); err != nil {
-			return err
-		}
-		return h.s.finish(tx, run, out)
-	})
+	return h.s.endTransition(ctx, run, params.Points, out)
 }

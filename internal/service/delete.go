@@ -209,10 +209,16 @@ func (h deleteJob) Undo(ctx context.Context, run *job.Run, out job.Outcome) erro
 	if err := run.Params(&params); err != nil {
 		return err
 	}
-	return h.s.store.Update(ctx, func(tx Tx) error {
-		if err := changeSnapshots(tx, params.Points, func(p *Snapshot) { p.Transition = "" }); err != nil {
+	return h.s.endTransition(ctx, run, params.Points, out)
+}
+
+// endTransition ends a job that has changed nothing but the transition of
+// points.
+func (s *Service) endTransition(ctx context.Context, run *job.Run, points []chain.ID, out job.Outcome) error {
+	return s.store.Update(ctx, func(tx Tx) error {
+		if err := changeSnapshots(tx, points, func(p *Snapshot) { p.Transition = "" }); err != nil {
 			return err
 		}
-		return h.s.finish(tx, run, out)
+		return s.finish(tx, run, out)
 	})
 }
