@@ -40,7 +40,7 @@ func (w *writer) compare(ctx context.Context) (refusal string, err error) {
 			w.blobs++
 			w.bytes += b.Bytes
 		} else if b.Number < w.newest.Number {
-			w.givenUp = append(w.givenUp, b.Number) // a summary could not delete it
+			w.old = append(w.old, b.Number) // not deleted in time
 		}
 		if b.Number <= w.newest.Number {
 			continue

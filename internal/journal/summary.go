@@ -112,7 +112,7 @@ func (c *summary) page(tx service.Tx, limit int) (entries []engine.JournalEntry,
 	return entries, err
 }
 
-// endSummary makes the summary count, then deletes what it replaces.
+// endSummary makes the summary count and finds out what it replaces.
 func (w *writer) endSummary(ctx context.Context) error {
 	c := w.summary
 	head := engine.JournalHead{Kind: engine.JournalSummary, Change: w.flushed, Base: c.base, Parts: c.parts}
@@ -128,18 +128,18 @@ func (w *writer) endSummary(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var old []uint64
+	w.old = nil
 	w.blobs, w.bytes = -w.notes.PartBlobs, -w.notes.PartBytes
 	for _, b := range blobs {
 		if b.Number <= c.base.Number {
-			old = append(old, b.Number)
+			w.old = append(w.old, b.Number)
 			continue
 		}
 		w.blobs++
 		w.bytes += b.Bytes
 	}
-	w.Logger.Info("the journal was cut by a summary", "parts", len(c.parts), "bytes", c.bytes, "blobs_deleted", len(old))
-	return w.Log.DeleteJournal(ctx, old...)
+	w.Logger.Info("the journal was cut by a summary", "parts", len(c.parts), "bytes", c.bytes, "blobs_replaced", len(w.old))
+	return nil
 }
 
 // dropSummary gives up a summary that is being written.

@@ -32,6 +32,7 @@ type writer struct {
 	behind  int       // blobs that the database has not heard of
 	quiet   time.Time // when it is to hear of them
 	givenUp []uint64  // numbers of failed puts, to be deleted
+	old     []uint64  // numbers that a summary has replaced, to be deleted
 
 	summary  *summary // being written; nil if none is
 	troubled bool     // the last try failed
@@ -55,6 +56,9 @@ func (w *writer) run(g *gate, quit <-chan struct{}) {
 		if !w.pause(g, quit, work != nil) {
 			w.dropSummary()
 			w.turn(ctx, w.catchUp)
+			for len(w.old) > 0 && !w.troubled {
+				w.turn(ctx, w.deleteOld)
+			}
 			return
 		}
 		if work != nil {
@@ -74,7 +78,21 @@ func (w *writer) work() func(context.Context) error {
 		return w.summaryStep
 	case w.behind >= settleAfter || len(w.givenUp) > 0 || w.behind > 0 && !time.Now().Before(w.quiet):
 		return w.settle
+	case len(w.old) > 0:
+		return w.deleteOld
 	}
+	return nil
+}
+
+// deleteOld deletes some of what a summary has replaced: few, as somebody may
+// come who waits.
+func (w *writer) deleteOld(ctx context.Context) error {
+	const few = 8
+	n := min(few, len(w.old))
+	if err := w.Log.DeleteJournal(ctx, w.old[:n]...); err != nil {
+		return err
+	}
+	w.old = w.old[n:]
 	return nil
 }
 

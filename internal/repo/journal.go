@@ -396,15 +396,20 @@ func (x *Reader) journalRecord(p Pack, rec pack.Record, c *JournalContent) error
 
 // DeleteJournal deletes journal blobs, all copies. Absent ones are fine.
 func (r *Repo) DeleteJournal(ctx context.Context, numbers ...uint64) error {
-	var all []error
+	const together = 16 // each waits for the disk
+	var g errgroup.Group
+	g.SetLimit(together)
 	for _, n := range numbers {
 		for _, name := range journalPack(n).Copies() {
-			if err := r.store.Delete(ctx, name); err != nil {
-				all = append(all, fmt.Errorf("delete journal blob %d: %w", n, err))
-			}
+			g.Go(func() error {
+				if err := r.store.Delete(ctx, name); err != nil {
+					return fmt.Errorf("delete journal blob %d: %w", n, err)
+				}
+				return nil
+			})
 		}
 	}
-	return errors.Join(all...)
+	return g.Wait()
 }
 
 // HasJournal reports whether any journal blob is stored.
