@@ -141,7 +141,7 @@ func report(ctx context.Context, conf config, e *everything) (string, error) {
 	for _, t := range allTools(conf.cairn) {
 		fmt.Fprintf(&b, "| %s | %s |\n", t.name(), t.version(ctx))
 	}
-	b.WriteString("\nPeak memory is anonymous memory (RssAnon), sampled every 20 ms and summed over all processes of the tool; cairn's is server and command line together. cairn and restic encrypt and compress as they do by default, borg uses repokey-blake2 and lz4; \"borg fixed chunks\" is borg as its documentation recommends for disk images. cp and qemu-img neither encrypt nor deduplicate and keep a whole file a day.\n\n")
+	b.WriteString("\nPeak memory is anonymous memory (RssAnon), sampled every 20 ms and summed over all processes of the tool; cairn's is server and command line together. cairn and restic encrypt and compress as they do by default, borg uses repokey-blake2 and lz4; \"borg fixed chunks\" is borg as its documentation recommends for disk images. cp and qemu-img neither encrypt nor deduplicate and keep a whole file a day. cairn's repository is all of its data folder, database and index included, but for the 64 MiB that it keeps in reserve for a full disk.\n\n")
 	renderGoals(&b, e)
 	for _, t := range tables() {
 		b.WriteString(render(t, e.names, e.results))

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"syscall"
 	"time"
@@ -341,7 +342,15 @@ func (s *cairnSession) rolledBack() (int64, error) {
 	return written + zeroed, err
 }
 
-func (s *cairnSession) repository() []string { return []string{s.data} }
+// repository is all of the data folder but the reserve, which stands ready for
+// a full disk and does not grow.
+func (s *cairnSession) repository() []string {
+	all, _ := filepath.Glob(filepath.Join(s.data, "*"))
+	index := filepath.Join(s.data, "index")
+	all = slices.DeleteFunc(all, func(path string) bool { return path == index })
+	runs, _ := filepath.Glob(filepath.Join(index, "run-*"))
+	return append(all, runs...)
+}
 
 func (s *cairnSession) close() error {
 	if err := s.server.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
