@@ -1,38 +1,49 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"time"
 
-	"github.com/zeebo/blake3"
 	"golang.org/x/sync/errgroup"
 
 	"cairn/internal/extent"
+	"cairn/internal/repo"
+	"cairn/internal/repo/codec"
+	"cairn/internal/repo/keys"
 )
 
-// floor is what no tool can beat on this machine: the bytes must be read and
-// hashed once, and what the repository holds must be written once.
+// floor is what this machine needs at least for the work that cannot be left
+// out, with all of it spread over all cores.
 type floor struct {
-	data, repo         int64
-	hash, write, plain time.Duration // read+hash all data; write the repository; write all data
+	data, coded, repo int64         // bytes of data, of its frames as compressed, of the repository
+	read, hash        time.Duration // from the page cache; ids of chunks
+	encode, decode    time.Duration // frames
+	write, plain      time.Duration // the repository; all data
 }
 
-// full is the least time of a first backup: reading and writing may overlap.
-func (f floor) full() time.Duration { return max(f.hash, f.write) }
+// full reads, hashes, compresses, decodes again and compares; the disk writes
+// meanwhile.
+func (f floor) full() time.Duration { return max(f.read+f.hash+f.encode+f.decode, f.write) }
+
+// second reads and hashes everything.
+func (f floor) second() time.Duration { return f.read + f.hash }
+
+// restore decodes and hashes; the disk writes meanwhile.
+func (f floor) restore() time.Duration { return max(f.decode+f.hash, f.plain) }
 
 // measureFloor uses the size of cairn's own repository after the first day.
 func measureFloor(ctx context.Context, work string, disk *testDisk, results map[string][]cycle) (f floor, err error) {
 	f.data = disk.data
 	f.repo = median(results["cairn"], func(c cycle) int64 { return c.repoFull })
-	begin := time.Now()
-	if err := hashAll(ctx, disk.days[1]); err != nil {
+	if err := f.measureWork(ctx, disk.days[1]); err != nil {
 		return f, err
 	}
-	f.hash = time.Since(begin)
 	if f.write, err = timeWrite(work, f.repo); err != nil {
 		return f, err
 	}
@@ -40,40 +51,110 @@ func measureFloor(ctx context.Context, work string, disk *testDisk, results map[
 	return f, err
 }
 
-// hashAll reads and hashes a file's data on all cores.
-func hashAll(ctx context.Context, path string) (err error) {
-	const piece = 4 << 20
+const (
+	floorFrame = repo.FrameChunks * repo.ChunkSize
+	floorPiece = 4 << 20
+)
+
+// measureWork takes a file's data through every step, on all cores.
+func (f *floor) measureWork(ctx context.Context, path string) error {
 	var pieces []extent.Range
-	err = eachData(path, func(_ *os.File, r extent.Range) error {
-		for off := r.Off; off < r.End(); off += piece {
-			pieces = append(pieces, extent.Range{Off: off, Len: min(piece, r.End()-off)})
+	err := eachData(path, func(_ *os.File, r extent.Range) error {
+		for off := r.Off; off < r.End(); off += floorPiece {
+			pieces = append(pieces, extent.Range{Off: off, Len: min(floorPiece, r.End()-off)})
 		}
 		return nil
 	})
 	if err != nil {
 		return err
 	}
-	f, err := os.Open(path)
+	file, err := os.Open(path)
 	if err != nil {
 		return err
 	}
-	defer f.Close()
+	defer file.Close()
 	group, ctx := errgroup.WithContext(ctx)
 	cores := runtime.NumCPU()
+	all := make([]floor, cores)
 	for core := range cores {
 		group.Go(func() error {
-			buf := make([]byte, piece)
+			w, err := newFloorWorker(&all[core])
+			if err != nil {
+				return err
+			}
+			defer w.codec.Close()
 			for i := core; i < len(pieces) && ctx.Err() == nil; i += cores {
-				p := buf[:pieces[i].Len]
-				if _, err := f.ReadAt(p, pieces[i].Off); err != nil {
+				if err := w.piece(file, pieces[i]); err != nil {
 					return err
 				}
-				blake3.Sum256(p)
 			}
 			return ctx.Err()
 		})
 	}
-	return group.Wait()
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	for _, o := range all {
+		f.coded += o.coded
+		f.read += o.read / time.Duration(cores)
+		f.hash += o.hash / time.Duration(cores)
+		f.encode += o.encode / time.Duration(cores)
+		f.decode += o.decode / time.Duration(cores)
+	}
+	return nil
+}
+
+// floorWorker is one core's share.
+type floorWorker struct {
+	sum            *floor
+	ids            *keys.Hasher
+	codec          codec.Codec
+	buf, enc, back []byte
+}
+
+func newFloorWorker(sum *floor) (*floorWorker, error) {
+	c, err := codec.New()
+	if err != nil {
+		return nil, err
+	}
+	return &floorWorker{
+		sum: sum, ids: keys.NewMaster().Chunks(), codec: c,
+		buf: make([]byte, floorPiece), enc: make([]byte, 2*floorFrame), back: make([]byte, floorFrame),
+	}, nil
+}
+
+func (w *floorWorker) piece(file *os.File, r extent.Range) error {
+	begin := time.Now()
+	lap := func(d *time.Duration) {
+		now := time.Now()
+		*d += now.Sub(begin)
+		begin = now
+	}
+	p := w.buf[:r.Len]
+	if _, err := file.ReadAt(p, r.Off); err != nil {
+		return err
+	}
+	lap(&w.sum.read)
+	for chunk := range slices.Chunk(p, repo.ChunkSize) {
+		w.ids.ID(chunk)
+	}
+	lap(&w.sum.hash)
+	for frame := range slices.Chunk(p, floorFrame) {
+		enc, err := w.codec.Encode(w.enc, frame)
+		if err != nil {
+			return err
+		}
+		w.sum.coded += int64(min(len(enc), len(frame)))
+		lap(&w.sum.encode)
+		if len(enc) >= len(frame) {
+			continue
+		}
+		if err := w.codec.Decode(w.back[:len(frame)], enc); err != nil || !bytes.Equal(w.back[:len(frame)], frame) {
+			return errors.New("a frame does not decode to what it was made of")
+		}
+		lap(&w.sum.decode)
+	}
+	return nil
 }
 
 // timeWrite writes n bytes in order, durably.
