@@ -218,3 +218,41 @@ type nonsense struct {
 func (n nonsense) Changed(context.Context, volume.Checkpoint, int64) (extent.Range, error) {
 	return n.answer, nil
 }
+
+// manyExtents is a source of very many extents that nobody reads.
+type manyExtents struct {
+	*memVolume
+	n int64
+}
+
+func (m manyExtents) Data(_ context.Context, off int64) (extent.Range, error) {
+	const every = 16 << 20
+	i := (off + every - pageSize) / every // the first that ends behind off
+	if i >= m.n {
+		return extent.Range{}, io.EOF
+	}
+	return extent.Range{Off: max(off, i*every), Len: min(pageSize, (i*every+pageSize)-max(off, i*every))}, nil
+}
+
+// A million extents are counted and planned without being remembered.
+func TestPlanKeepsNoList(t *testing.T) {
+	src := manyExtents{newVolume(16 << 40), 1 << 20}
+	p := plan{src: src}
+	allocs := testing.AllocsPerRun(1, func() {
+		total, err := p.total(t.Context())
+		if err != nil || total != src.n*chunkSize {
+			t.Errorf("%d bytes, %v", total, err)
+		}
+		n := int64(0)
+		err = p.each(t.Context(), func(extent.Range, bool) error {
+			n++
+			return nil
+		})
+		if err != nil || n != src.n {
+			t.Errorf("%d ranges, %v", n, err)
+		}
+	})
+	if allocs > 100 {
+		t.Errorf("%.0f allocations for %d extents", allocs, src.n)
+	}
+}
