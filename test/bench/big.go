@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"cairn/internal/blobstore/file"
 	"cairn/internal/repo"
 	"cairn/internal/repo/index"
@@ -38,8 +40,8 @@ const (
 )
 
 // measureBig makes an index of so many entries and a sparse volume, and takes
-// the server through every job on them.
-func measureBig(ctx context.Context, conf config, work string) (b big, err error) {
+// the server through every job on them. other is a disk with much data.
+func measureBig(ctx context.Context, conf config, work, other string) (b big, err error) {
 	dir := filepath.Join(work, "big")
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return b, err
@@ -70,7 +72,7 @@ func measureBig(ctx context.Context, conf config, work string) (b big, err error
 		var u usage
 		if u, err = do(ctx); err == nil {
 			b.Steps = append(b.Steps, bigStep{name, u.wall, u.anon})
-			fmt.Fprintf(os.Stderr, "16 TiB, %d entries: %-8s %6.2fs, %4.0f MiB\n", b.Entries, name, u.wall.Seconds(), mebi(u.anon))
+			fmt.Fprintf(os.Stderr, "16 TiB, %d entries: %-17s %6.2fs, %4.0f MiB\n", b.Entries, name, u.wall.Seconds(), mebi(u.anon))
 		}
 	}
 	step("full", func(ctx context.Context) (usage, error) { return c.backup(ctx, 0) })
@@ -78,6 +80,7 @@ func measureBig(ctx context.Context, conf config, work string) (b big, err error
 		err = rewriteSome(disk, b.Size, conf.seed)
 	}
 	step("second", func(ctx context.Context) (usage, error) { return c.backup(ctx, 1) })
+	step("two fulls at once", func(ctx context.Context) (usage, error) { return c.twoFulls(ctx, other) })
 	step("restore", c.restore)
 	step("rollback", c.rollback)
 	for _, words := range [][]string{{"scrub"}, {"repo", "prune"}} {
@@ -87,6 +90,24 @@ func measureBig(ctx context.Context, conf config, work string) (b big, err error
 		})
 	}
 	return b, err
+}
+
+// twoFulls takes a full of the session's volume and one of another disk.
+func (s *cairnSession) twoFulls(ctx context.Context, other string) (u usage, err error) {
+	volume, err := s.register(ctx, other)
+	if err != nil {
+		return u, err
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error {
+		_, _, err := s.job(ctx, "snapshot", "create", s.volume, "--name", "again", "--full")
+		return err
+	})
+	group.Go(func() (err error) {
+		u, _, err = s.job(ctx, "snapshot", "create", volume, "--name", "other", "--full")
+		return err
+	})
+	return u, group.Wait()
 }
 
 // sparseDisk makes a volume as large as the filesystem allows, with extents
@@ -151,13 +172,13 @@ func manyEntries(ctx context.Context, dir string, n int64) (err error) {
 	})
 }
 
-// bigChild is measureBig by itself, for who works on it: BINARY WORK MILLIONS.
+// bigChild is measureBig by itself, for who works on it: BINARY WORK MILLIONS DISK.
 func bigChild(ctx context.Context, args []string) (any, error) {
 	millions, err := strconv.ParseInt(args[2], 10, 64)
 	if err != nil {
 		return nil, err
 	}
-	return measureBig(ctx, config{cairn: args[0], seed: 1, entries: millions * 1_000_000}, args[1])
+	return measureBig(ctx, config{cairn: args[0], seed: 1, entries: millions * 1_000_000}, args[1], args[3])
 }
 
 // openChild opens a repository with the index of dir, several times.

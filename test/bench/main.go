@@ -146,7 +146,7 @@ func measureEverything(ctx context.Context, conf config, work string) (*everythi
 	if e.chain, err = measureChain(ctx, work, e.disk); err != nil {
 		return nil, err
 	}
-	if e.big, err = measureBig(ctx, conf, work); err != nil {
+	if e.big, err = measureBig(ctx, conf, work, e.disk.path); err != nil {
 		return nil, fmt.Errorf("measure a large repository: %w", err)
 	}
 	return e, nil

@@ -266,18 +266,24 @@ func (s *cairnSession) ready(ctx context.Context, disk string) error {
 	if last != nil {
 		return fmt.Errorf("the server does not answer: %w", last)
 	}
+	var err error
+	s.volume, err = s.register(ctx, disk)
+	return err
+}
+
+// register makes a disk known and returns its volume's id.
+func (s *cairnSession) register(ctx context.Context, disk string) (string, error) {
 	_, out, err := s.cli(ctx, "volume", "register", disk, "--name", "bench")
 	if err != nil {
-		return err
+		return "", err
 	}
 	var volume struct {
 		ID string `json:"volume_id"`
 	}
 	if err := json.Unmarshal(out, &volume); err != nil {
-		return fmt.Errorf("answer of register: %w: %s", err, out)
+		return "", fmt.Errorf("answer of register: %w: %s", err, out)
 	}
-	s.volume = volume.ID
-	return nil
+	return volume.ID, nil
 }
 
 // cli measures one command together with the server.
