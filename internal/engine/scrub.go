@@ -11,6 +11,9 @@ import (
 	"cairn/internal/repo"
 )
 
+// scrubWorkers bounds the packs that are in memory at once, 33 MiB each.
+const scrubWorkers = 3
+
 // damageListed bounds the findings that a report lists one by one.
 const damageListed = 1000
 
@@ -128,7 +131,7 @@ func (s *scrub) blobs(ctx context.Context, blobs []repo.Blob, total int64, progr
 		return nil
 	})
 	workers, wctx := errgroup.WithContext(ctx)
-	for range s.e.workers {
+	for range min(s.e.workers, scrubWorkers) {
 		workers.Go(func() error { return s.checkBlobs(wctx, todo, done) })
 	}
 	g.Go(func() error {

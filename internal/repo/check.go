@@ -112,7 +112,10 @@ func (x *Reader) CheckBlob(ctx context.Context, info blobstore.Info) (c Counts, 
 	if header {
 		limit = blobHeaderMax
 	}
-	blob, err := readSmall(ctx, x.r.store, info.Name, limit)
+	if x.blob == nil {
+		x.blob = make([]byte, packTarget+packSlack) // once: packs come one after the other
+	}
+	blob, err := readInto(ctx, x.r.store, info.Name, limit, x.blob)
 	if errors.Is(err, blobstore.ErrNotFound) {
 		return c, nil, ErrGone
 	}

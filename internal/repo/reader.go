@@ -31,6 +31,7 @@ type Reader struct {
 	plain  []byte
 	frame  Loc // of what plain holds; zero: nothing
 	ids    []ID
+	blob   []byte // for whole packs; only scrubs read them
 }
 
 // NewReader makes a Reader. Close it.
@@ -47,7 +48,7 @@ func (r *Repo) NewReader() (*Reader, error) {
 
 // Close hands the Reader back for reuse.
 func (x *Reader) Close() {
-	x.frame = Loc{}
+	x.frame, x.blob = Loc{}, nil
 	x.r.readers.Put(x)
 }
 

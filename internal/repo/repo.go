@@ -172,6 +172,11 @@ func newRepo(store blobstore.Store, h *keys.Header, m keys.Master, idx *index.In
 
 // readSmall reads a blob whole, if it is at most limit bytes long.
 func readSmall(ctx context.Context, store blobstore.Store, name string, limit int64) ([]byte, error) {
+	return readInto(ctx, store, name, limit, nil)
+}
+
+// readInto is readSmall into buf's memory, if the blob fits there.
+func readInto(ctx context.Context, store blobstore.Store, name string, limit int64, buf []byte) ([]byte, error) {
 	info, err := store.Stat(ctx, name)
 	if err != nil {
 		return nil, fmt.Errorf("look up blob %s: %w", name, err)
@@ -179,7 +184,7 @@ func readSmall(ctx context.Context, store blobstore.Store, name string, limit in
 	if info.Size > limit {
 		return nil, fmt.Errorf("blob %s has %d bytes, above the limit of %d: %w", name, info.Size, limit, pack.ErrDamaged)
 	}
-	b := make([]byte, info.Size)
+	b := grow(buf, int(info.Size))
 	if _, err := store.ReadAt(ctx, name, b, 0); err != nil {
 		return nil, fmt.Errorf("read blob %s: %w", name, err)
 	}
