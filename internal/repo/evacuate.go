@@ -221,13 +221,13 @@ func (e *evacuation) putFrame(ctx context.Context, ids []ID, enc pack.Encoding, 
 func (e *evacuation) heal(ctx context.Context, l Loc, damage error) (Loc, error) {
 	ids, err := e.frameIDs(ctx, l)
 	if err != nil {
-		return Loc{}, errors.Join(damage, err)
+		return Loc{}, unhealed(damage, err)
 	}
 	plain := make([]byte, 0, len(ids)*ChunkSize)
 	for _, id := range ids {
 		chunk, err := e.elsewhere(ctx, id, l.Pack.ID)
 		if err != nil {
-			return Loc{}, errors.Join(damage, err)
+			return Loc{}, unhealed(damage, err)
 		}
 		plain = append(plain, chunk...)
 	}
@@ -237,6 +237,14 @@ func (e *evacuation) heal(ctx context.Context, l Loc, damage error) (Loc, error)
 	}
 	e.healed = true
 	return e.putFrame(ctx, ids, enc, encoded)
+}
+
+// unhealed is why damage could not be healed, or could not be told to be so.
+func unhealed(damage, err error) error {
+	if isDamage(err) {
+		return errors.Join(damage, err)
+	}
+	return unsure("heal a frame", damage, err)
 }
 
 // frameIDs reads from the pack's directory which chunks the frame at l has.

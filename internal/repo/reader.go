@@ -123,25 +123,37 @@ func (x *Reader) loadAt(ctx context.Context, l Loc) error {
 // eachCopy runs try on each copy of a pack's blob until one passes. Damage in
 // all of them is errs.Corrupt; another error (could not tell) comes as it is.
 func (r *Repo) eachCopy(p Pack, try func(blob string) error) error {
-	var all []error
-	hard := false
+	var found, hard []error // damage, and what says nothing about the bytes
 	for _, blob := range p.Copies() {
 		err := try(blob)
 		if err == nil {
 			return nil
 		}
-		all = append(all, fmt.Errorf("%s: %w", blob, err))
-		hard = hard || !isDamage(err)
+		named := fmt.Errorf("%s: %w", blob, err)
+		if isDamage(err) {
+			found = append(found, named)
+		} else {
+			hard = append(hard, named)
+		}
 	}
-	err := errors.Join(all...)
 	what := p.Kind.String() + " pack " + p.ID.String()
 	if p.Kind == addr.Journal {
 		what = "blob " + p.Blob()
 	}
-	if hard {
-		return fmt.Errorf("read %s: %w", what, err)
+	if len(hard) > 0 {
+		return unsure("read "+what, errors.Join(found...), errors.Join(hard...))
 	}
-	return damage(what, err)
+	return damage(what, errors.Join(found...))
+}
+
+// unsure is the error of an act that err stopped before it was known whether
+// the damage found so far can be got round. It is no damage: errors.Is and As
+// see err alone.
+func unsure(act string, found, err error) error {
+	if found == nil {
+		return fmt.Errorf("%s: %w", act, err)
+	}
+	return fmt.Errorf("%s: %w (after %v)", act, err, found) //nolint:errorlint // the damage is told, not passed on
 }
 
 // record reads and opens the record at l from one blob.

@@ -209,7 +209,7 @@ func (r *Repo) follow(ctx context.Context, l Loc, damage error, try func(Loc) er
 	for n := 0; n < len(queue) && n < relocMax; n++ {
 		hops, err := r.hops(ctx, queue[n])
 		if err != nil {
-			return errors.Join(damage, err)
+			return unsure("look where a record has moved to", damage, err)
 		}
 		for _, h := range hops {
 			if seen[h.to] {
@@ -218,8 +218,11 @@ func (r *Repo) follow(ctx context.Context, l Loc, damage error, try func(Loc) er
 			seen[h.to] = true
 			queue = append(queue, h.to)
 			err := try(h.to)
-			if err == nil || !isDamage(err) {
-				return err
+			if err == nil {
+				return nil
+			}
+			if !isDamage(err) {
+				return unsure("read what has moved", damage, err)
 			}
 			all = append(all, err)
 		}

@@ -1,0 +1,143 @@
+package engine
+
+import (
+	"math/rand/v2"
+	"strings"
+	"testing"
+
+	"cairn/internal/blobstore/faulty"
+	"cairn/internal/blobstore/mem"
+	"cairn/internal/errs"
+	"cairn/internal/repo"
+)
+
+// unreachable lets every call about blobs of the prefix fail.
+func unreachable(prefix string) faulty.Plan {
+	return func(c faulty.Call) (faulty.Outcome, error) {
+		if strings.HasPrefix(c.Name, prefix) {
+			return faulty.FailBefore, nil
+		}
+		return faulty.Pass, nil
+	}
+}
+
+// A store that does not answer says nothing about the bytes, also where what
+// was found so far looks like damage: a record that is not where the tree says
+// and whose relocation cannot be read, a damaged copy beside one out of reach,
+// a damaged chunk whose other place is.
+func TestCouldNotTellIsNoDamage(t *testing.T) {
+	below := mem.New()
+	store := faulty.New(below, nil)
+	r := newRigOn(t, store)
+	disk := newVolume(1 << 20)
+	noise := make([]byte, 512<<10)
+	fill(rand.New(rand.NewPCG(1, 1)), noise)
+	if err := disk.put(noise, 0); err != nil {
+		t.Fatal(err)
+	}
+	ref := r.take(disk, nil).Ref
+	first := onlyPack(t, r, "data")
+
+	flip := func(b []byte) []byte { b[300] ^= 1; return b }
+	t.Run("the other copy", func(t *testing.T) {
+		manifest := "point/" + ref.Snapshot + "." + ref.Pack
+		if err := below.Damage(manifest+".a", flip); err != nil {
+			t.Fatal(err)
+		}
+		store.SetPlan(unreachable(manifest + ".b"))
+		r.reopen()
+		wantUnsure(t, r, ref)
+		if err := below.Damage(manifest+".a", flip); err != nil {
+			t.Fatal(err)
+		}
+	})
+	t.Run("the other place", func(t *testing.T) {
+		store.SetPlan(nil)
+		r.index = t.TempDir() // lost, so the same chunks are stored again
+		r.reopen()
+		other := r.take(disk, nil).Ref
+		var second PackRecord
+		for _, p := range r.packs {
+			if p.Kind == "data" && p.ID != first.ID {
+				second = p
+			}
+		}
+		if err := below.Damage(first.Name, flip); err != nil {
+			t.Fatal(err)
+		}
+		k, err := r.e.Mark(t.Context(), MarkSpec{Stored: stored(t, r), Packs: r.rows(), Points: []PointRef{ref, other}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		store.SetPlan(unreachable(second.Name))
+		s, err := r.e.OpenSession(t.Context(), "prune", 1, newRegistry())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		if got, err := s.Evacuate(t.Context(), k, []string{first.ID}); err == nil || repo.IsDamage(err) {
+			t.Errorf("evacuate: %+v, %v; want an error that is no damage", got, err)
+		}
+		if err := below.Damage(first.Name, flip); err != nil {
+			t.Fatal(err)
+		}
+	})
+	t.Run("the relocation", func(t *testing.T) {
+		store.SetPlan(nil)
+		r.reopen()
+		k, err := r.e.Mark(t.Context(), MarkSpec{Stored: stored(t, r), Packs: r.rows(), Points: []PointRef{ref}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := r.e.OpenSession(t.Context(), "prune", 1, newRegistry())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		if got, err := s.Evacuate(t.Context(), k, []string{first.ID}); err != nil || len(got.Emptied) != 1 {
+			t.Fatalf("evacuate: %+v, %v", got, err)
+		}
+		if err := r.e.DeletePacks(t.Context(), []PackRecord{first}); err != nil {
+			t.Fatal(err)
+		}
+		r.reopen()
+		if _, err := r.export(ref); err != nil {
+			t.Fatal(err)
+		}
+		store.SetPlan(unreachable("reloc/"))
+		r.reopen()
+		wantUnsure(t, r, ref)
+	})
+}
+
+// wantUnsure exports a point, which must fail without a word of damage.
+func wantUnsure(t *testing.T, r *rig, ref PointRef) {
+	t.Helper()
+	if _, err := r.export(ref); err == nil || repo.IsDamage(err) || errs.Is(err, errs.Corrupt) {
+		t.Errorf("export: %v; want an error that is no damage", err)
+	}
+}
+
+func onlyPack(t *testing.T, r *rig, kind string) (found PackRecord) {
+	t.Helper()
+	n := 0
+	for _, p := range r.packs {
+		if p.Kind == kind {
+			found = p
+			n++
+		}
+	}
+	if n != 1 {
+		t.Fatalf("%d %s packs", n, kind)
+	}
+	return found
+}
+
+func stored(t *testing.T, r *rig) *Stored {
+	t.Helper()
+	s, err := r.e.Stored(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
