@@ -25,6 +25,14 @@ func (e *Engine) HealCopies(ctx context.Context, blobs []string) (healed []strin
 	return healed, nil
 }
 
+// RebuildIndex makes the dedup index anew from the directories of all stored
+// data packs. A healed chunk is looked for in it, and an index that was lost or
+// is older than the packs would hide one.
+func (e *Engine) RebuildIndex(ctx context.Context) error {
+	_, err := e.r.RebuildIndex(ctx)
+	return err
+}
+
 // Verified is what CheckPacks found.
 type Verified struct {
 	Whole     []string // packs of which every bit was found right

@@ -329,6 +329,10 @@ func (m *mover) FreedBytes(_ context.Context, _ []engine.PackRow, doomed, surviv
 	return int64(1000*len(doomed) + len(survivors)), nil
 }
 
+func (m *mover) RebuildIndex(context.Context) error {
+	return m.f.do("RebuildIndex", func() error { return nil })
+}
+
 func (m *mover) HealCopies(_ context.Context, blobs []string) ([]string, error) {
 	return blobs, m.f.do("HealCopies", func() error { return nil })
 }

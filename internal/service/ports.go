@@ -56,6 +56,8 @@ type Engine interface {
 
 	// HealCopies writes damaged or missing copies of blobs anew from whole ones.
 	HealCopies(ctx context.Context, blobs []string) (healed []string, err error)
+	// RebuildIndex makes the dedup index anew from all stored packs.
+	RebuildIndex(ctx context.Context) error
 	// CheckPacks reads all copies of some packs afresh and checks every bit.
 	CheckPacks(ctx context.Context, packs []engine.PackRecord) (engine.Verified, error)
 	// Scrub reads and checks every blob and every point listed.

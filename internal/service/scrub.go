@@ -202,6 +202,9 @@ func (h scrubJob) repair(ctx context.Context, run *job.Run, found engine.ScrubRe
 	if len(found.BadPacks) == 0 {
 		return out, nil
 	}
+	if err := h.s.engine.RebuildIndex(ctx); err != nil {
+		return out, err
+	}
 	c := &collection{s: h.s, run: run}
 	c.report.UntouchedWhy = []string{}
 	err = c.heal(ctx, found.BadPacks)
