@@ -16,6 +16,7 @@ import (
 	"cairn/internal/blobstore/faulty"
 	"cairn/internal/blobstore/mem"
 	"cairn/internal/errs"
+	"cairn/internal/foldertest"
 	"cairn/internal/repo"
 	"cairn/internal/repo/index"
 )
@@ -35,7 +36,7 @@ type rig struct {
 
 func newRig(t *testing.T) *rig {
 	t.Helper()
-	r := &rig{t: t, store: mem.New(), index: t.TempDir()}
+	r := &rig{t: t, store: mem.New(), index: foldertest.InMemory(t)}
 	root := os.DirFS(goldenDir + "/repo")
 	err := fs.WalkDir(root, ".", func(name string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {

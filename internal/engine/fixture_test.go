@@ -14,6 +14,7 @@ import (
 	"cairn/internal/blobstore"
 	"cairn/internal/blobstore/mem"
 	"cairn/internal/extent"
+	"cairn/internal/foldertest"
 	"cairn/internal/repo"
 	"cairn/internal/volume"
 )
@@ -207,7 +208,7 @@ func newRig(t testing.TB) *rig {
 
 func newRigOn(t testing.TB, store blobstore.Store) *rig {
 	t.Helper()
-	r := &rig{t: t, store: store, key: repo.NewKey(), index: t.TempDir(), packs: map[string]PackRecord{}}
+	r := &rig{t: t, store: store, key: repo.NewKey(), index: foldertest.InMemory(t), packs: map[string]PackRecord{}}
 	if err := repo.Init(t.Context(), store, r.key, time.Unix(1, 0)); err != nil {
 		t.Fatal(err)
 	}

@@ -13,6 +13,7 @@ import (
 
 	"cairn/internal/blobstore"
 	"cairn/internal/blobstore/mem"
+	"cairn/internal/foldertest"
 	"cairn/internal/repo"
 	"cairn/internal/repo/pack"
 )
@@ -60,7 +61,7 @@ type matrixRepo struct {
 
 func freeze(r *rig, wide bool, want map[PointRef]*memVolume) *matrixRepo {
 	m := &matrixRepo{
-		t: r.t.(*testing.T), key: r.key, store: r.store.(*mem.Store), index: r.t.TempDir(), wide: wide,
+		t: r.t.(*testing.T), key: r.key, store: r.store.(*mem.Store), index: foldertest.InMemory(r.t), wide: wide,
 		packs: slices.Collect(maps.Values(r.packs)), want: map[string]*memVolume{}, bytes: map[string][]byte{},
 	}
 	for ref, v := range want {

@@ -14,6 +14,7 @@ import (
 	"cairn/internal/blobstore/file"
 	"cairn/internal/chain"
 	"cairn/internal/engine"
+	"cairn/internal/foldertest"
 	"cairn/internal/journal"
 	"cairn/internal/metadb"
 	"cairn/internal/repo"
@@ -28,7 +29,7 @@ func TestMillion(t *testing.T) {
 		t.Skip("makes a million rows: set CAIRN_LONG=1 to run it")
 	}
 	const rows, batch = 1_000_000, 5000
-	dir, ctx := t.TempDir(), context.Background()
+	dir, ctx := foldertest.InMemory(t), context.Background()
 	store, err := file.Open(dir + "/repo")
 	if err != nil {
 		t.Fatal(err)

@@ -15,6 +15,7 @@ import (
 	"cairn/internal/chain"
 	"cairn/internal/engine"
 	"cairn/internal/extent"
+	"cairn/internal/foldertest"
 	"cairn/internal/journal"
 	"cairn/internal/metadb"
 	"cairn/internal/repo"
@@ -164,12 +165,12 @@ func (w *world) recover(accept bool, files ...journal.FoundVolume) recovered {
 func (w *world) tryRecover(accept bool, files ...journal.FoundVolume) (recovered, error) {
 	w.t.Helper()
 	ctx := context.Background()
-	r, err := repo.Open(ctx, w.mem.Clone(), w.key, w.t.TempDir())
+	r, err := repo.Open(ctx, w.mem.Clone(), w.key, foldertest.InMemory(w.t))
 	if err != nil {
 		w.t.Fatal(err)
 	}
 	defer r.Close()
-	out := recovered{path: filepath.Join(w.t.TempDir(), "new.db"), rows: state{}, points: map[string]service.Snapshot{}, volumes: map[string]service.Volume{}}
+	out := recovered{path: filepath.Join(foldertest.InMemory(w.t), "new.db"), rows: state{}, points: map[string]service.Snapshot{}, volumes: map[string]service.Volume{}}
 	copyFile(w.t, emptyDatabase(), out.path)
 	db, err := metadb.Open(ctx, out.path)
 	if err != nil {

@@ -22,6 +22,7 @@ import (
 	"cairn/internal/blobstore/mem"
 	"cairn/internal/chain"
 	"cairn/internal/engine"
+	"cairn/internal/foldertest"
 	"cairn/internal/journal"
 	"cairn/internal/metadb"
 	"cairn/internal/repo"
@@ -71,7 +72,7 @@ type world struct {
 
 func newWorld(t testing.TB) *world {
 	t.Helper()
-	w := &world{t: t, path: filepath.Join(t.TempDir(), "cairn.db"), mem: mem.New(), key: repo.NewKey(), index: t.TempDir()}
+	w := &world{t: t, path: filepath.Join(foldertest.InMemory(t), "cairn.db"), mem: mem.New(), key: repo.NewKey(), index: foldertest.InMemory(t)}
 	w.store = w.mem
 	copyFile(t, emptyDatabase(), w.path)
 	if err := repo.Init(context.Background(), w.mem, w.key, time.Unix(1, 0)); err != nil {

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"cairn/internal/foldertest"
 	"cairn/internal/metadb"
 	"cairn/internal/service"
 )
@@ -115,11 +116,7 @@ func mixed(old, now []byte, unit int, rng *rand.Rand) []byte {
 // shows the transaction or the one before, never a part, whatever was acknowledged
 // before; and where a checkpoint wrote to the database it shows all.
 func TestPowerCut(t *testing.T) {
-	dir, err := os.MkdirTemp("/dev/shm", "cairn-metadb-")
-	if err != nil {
-		dir = t.TempDir()
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	dir := foldertest.InMemory(t)
 	path := filepath.Join(dir, "cairn.db")
 	db, err := metadb.Open(t.Context(), path)
 	if err != nil {

@@ -13,6 +13,7 @@ import (
 	"cairn/internal/blobstore/faulty"
 	"cairn/internal/blobstore/mem"
 	"cairn/internal/errs"
+	"cairn/internal/foldertest"
 	"cairn/internal/repo/keys"
 )
 
@@ -140,7 +141,7 @@ func headerBlobs(t *testing.T, store blobstore.Store) map[string]string {
 func (c change) settled(t *testing.T, store blobstore.Store) {
 	t.Helper()
 	was := c.inEffect(t, store)
-	r, err := Open(context.Background(), store, c.with, t.TempDir())
+	r, err := Open(context.Background(), store, c.with, foldertest.InMemory(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -212,7 +213,7 @@ func (c change) crashWhileSettling(t *testing.T, at *mem.Store) (cases int) {
 		for n := 1; ; n++ {
 			cases++
 			store := at.Clone()
-			r, err := Open(context.Background(), faulty.New(store, faulty.Crash(n, whole)), c.with, t.TempDir())
+			r, err := Open(context.Background(), faulty.New(store, faulty.Crash(n, whole)), c.with, foldertest.InMemory(t))
 			if err == nil {
 				if err := r.Close(); err != nil {
 					t.Fatal(err)
@@ -275,7 +276,7 @@ func TestSlotChangeHealsDamage(t *testing.T) {
 			if err := store.Damage(name, flip); err != nil {
 				t.Fatal(err)
 			}
-			if r, err := Open(t.Context(), store, c.with, t.TempDir()); err != nil {
+			if r, err := Open(t.Context(), store, c.with, foldertest.InMemory(t)); err != nil {
 				t.Fatal(err)
 			} else if r.Close(); len(headerBlobs(t, store)) != 2 {
 				t.Fatal("a damaged copy was hidden")
@@ -300,7 +301,7 @@ func TestSlotChangeHealsDamage(t *testing.T) {
 	if err := hurt.Damage(headerCopies(3)[0], flip); err != nil {
 		t.Fatal(err)
 	}
-	r, err := Open(t.Context(), hurt, c.with, t.TempDir())
+	r, err := Open(t.Context(), hurt, c.with, foldertest.InMemory(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -334,7 +335,7 @@ func TestOldHeaderUnderANewName(t *testing.T) {
 		}
 	}
 	for _, o := range c.before {
-		if _, err := Open(t.Context(), l.store, o, t.TempDir()); !errs.Is(err, errs.Corrupt) {
+		if _, err := Open(t.Context(), l.store, o, foldertest.InMemory(t)); !errs.Is(err, errs.Corrupt) {
 			t.Errorf("%s: %v", o, err)
 		}
 	}
@@ -344,7 +345,7 @@ func TestOldHeaderUnderANewName(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	r, err := Open(t.Context(), l.store, c.with, t.TempDir())
+	r, err := Open(t.Context(), l.store, c.with, foldertest.InMemory(t))
 	if err != nil {
 		t.Fatal(err)
 	}

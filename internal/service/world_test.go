@@ -15,6 +15,7 @@ import (
 	"go.uber.org/goleak"
 
 	"cairn/internal/errs"
+	"cairn/internal/foldertest"
 	"cairn/internal/job"
 	"cairn/internal/metadb"
 	"cairn/internal/service"
@@ -45,7 +46,7 @@ type world struct {
 }
 
 func newWorld(t testing.TB) *world {
-	w := &world{t: t, path: filepath.Join(t.TempDir(), "cairn.db"), disk: newDisk(), log: slog.New(slog.DiscardHandler)}
+	w := &world{t: t, path: filepath.Join(foldertest.InMemory(t), "cairn.db"), disk: newDisk(), log: slog.New(slog.DiscardHandler)}
 	if testing.Verbose() {
 		w.log = slog.New(slog.NewTextHandler(t.Output(), nil))
 	}

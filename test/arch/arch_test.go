@@ -53,7 +53,7 @@ var rooms = map[string]room{
 var free = []string{"cmd", "test"}
 
 // suites are packages of tests although their files are not named so.
-var suites = []string{"blobtest", "volumetest", "metadbtest", "computetest"}
+var suites = []string{"blobtest", "foldertest", "volumetest", "metadbtest", "computetest"}
 
 // file is one Go file that ships, and what it imports.
 type file struct {

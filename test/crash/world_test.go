@@ -34,6 +34,7 @@ import (
 	"cairn/internal/blobstore/faulty"
 	"cairn/internal/blobstore/mem"
 	"cairn/internal/engine"
+	"cairn/internal/foldertest"
 	"cairn/internal/journal"
 	"cairn/internal/metadb"
 	"cairn/internal/repo"
@@ -55,19 +56,6 @@ func TestMain(m *testing.M) {
 // zone is the only zone of the tests.
 const zone = "ac1"
 
-// memoryFolder makes a folder, in memory where there is one: the tests keep
-// the states that a crash leaves themselves, so no sync has to reach a disk.
-func memoryFolder(t testing.TB) string {
-	t.Helper()
-	const shm = "/dev/shm"
-	dir, err := os.MkdirTemp(shm, "cairn-crash-")
-	if err != nil {
-		return t.TempDir()
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	return dir
-}
-
 // world is one data folder and its volumes: all that outlives processes.
 type world struct {
 	t     testing.TB
@@ -78,7 +66,7 @@ type world struct {
 }
 
 func newWorld(t testing.TB) *world {
-	return &world{t: t, dir: memoryFolder(t), key: repo.NewKey(), blobs: mem.New(), disk: newDisk()}
+	return &world{t: t, dir: foldertest.InMemory(t), key: repo.NewKey(), blobs: mem.New(), disk: newDisk()}
 }
 
 func (w *world) database() string { return filepath.Join(w.dir, "cairn.db") }

@@ -25,19 +25,3 @@ func serve(t *testing.T, extra ...string) *harness.Server {
 	t.Helper()
 	return harness.Start(t, builder.Path(t), "", extra...)
 }
-
-// memoryFolder is a folder on a filesystem in memory, or where there is none
-// that can be used the test's own temporary folder.
-func memoryFolder(t *testing.T) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("/dev/shm", "cairn-test-")
-	if err != nil {
-		return t.TempDir()
-	}
-	t.Cleanup(func() {
-		if err := os.RemoveAll(dir); err != nil {
-			t.Errorf("remove %s: %v", dir, err)
-		}
-	})
-	return dir
-}

@@ -13,6 +13,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"cairn/internal/foldertest"
 	"cairn/test/e2e/harness"
 )
 
@@ -44,7 +45,7 @@ func TestOracle(t *testing.T) {
 	const limit = 5 // so that histories meet it
 	// Kills do not lose what the page cache holds, and a step has dozens of jobs:
 	// in memory none of them waits for a disk.
-	root := memoryFolder(t)
+	root := foldertest.InMemory(t)
 	srv := harness.Start(t, builder.Path(t), root, "--max-chain", strconv.Itoa(limit))
 	dir := filepath.Join(root, "disks")
 	if err := os.Mkdir(dir, 0o700); err != nil {

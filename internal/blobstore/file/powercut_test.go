@@ -16,6 +16,7 @@ import (
 
 	"cairn/internal/blobstore"
 	"cairn/internal/blobstore/blobtest"
+	"cairn/internal/foldertest"
 )
 
 // powercut knows of a folder what a power cut may leave: all that was synced,
@@ -215,21 +216,9 @@ func TestPowerCut(t *testing.T) {
 	t.Logf("%d histories, %d moments, %d folders", seeds, moments, images)
 }
 
-// memoryFolder makes a folder in memory, where there is one: what is durable is
-// noted, so nothing has to reach a disk.
-func memoryFolder(t *testing.T) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("/dev/shm", "cairn-powercut-")
-	if err != nil {
-		return t.TempDir()
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	return dir
-}
-
 func cutHistory(t *testing.T, seed uint64) (moments, images int) {
 	rng := rand.New(rand.NewPCG(seed, 3))
-	dir := memoryFolder(t)
+	dir := foldertest.InMemory(t)
 	s := openAt(t, filepath.Join(dir, "blobs"))
 	p := &powercut{t: t, out: filepath.Join(dir, "cut")}
 	p.watch(s)
