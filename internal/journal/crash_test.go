@@ -172,8 +172,11 @@ func errorAt(t *testing.T, seed uint64, steps, n int, o faulty.Outcome) (calls i
 	for end := time.Now().Add(time.Minute); !reflect.DeepEqual(w.replay(), w.rows()) && time.Now().Before(end); {
 		time.Sleep(time.Millisecond)
 	}
-	w.same("in the end", w.replay(), w.rows())
+	// A blob whose Put failed may be there all the same, and make it equal before
+	// the journal is written again; while it is, the log is behind once more.
+	rows := w.rows()
 	w.close()
+	w.same("in the end", w.replay(), rows)
 	calls = f.Counts().Calls
 	w.store = w.mem
 	w.open()
