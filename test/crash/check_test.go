@@ -234,7 +234,7 @@ func (h *hand) readBack(turn int) {
 		return
 	}
 	for i, id := range h.story.live(chain.Available) {
-		if r.points[id].VirtualSize > large && (i+turn)%4 != 0 && !long() {
+		if r.points[id].VirtualSize > large && (i+turn)%4 != 0 {
 			continue
 		}
 		h.sameAs(r, id)
@@ -256,29 +256,22 @@ func (h *hand) sameAs(r *rows, id string) {
 	}
 }
 
-// work shows that everything still works: by turns, or all of it, a point is
-// cloned, one comes back out of the bin, all volumes get new points, blocked
-// ones are healed, a scrub finds nothing, and a repository whose points are all
-// deleted becomes empty.
-func (h *hand) work(turn int, all bool) {
+// work shows that everything still works, by turns: a point is cloned, one
+// comes back out of the bin, all volumes get new points, blocked ones are
+// healed, a scrub finds nothing.
+func (h *hand) work(turn int) {
 	h.t.Helper()
-	bin := h.story.live(chain.Deleted)
-	if all || turn%4 == 0 {
-		h.newPoints()
-	}
-	if len(bin) > 0 && (all || turn%2 == 0) {
+	if bin := h.story.live(chain.Deleted); len(bin) > 0 && turn%2 == 0 {
 		h.comeBack(bin[turn/2%len(bin)])
 	}
-	if points := h.story.live(chain.Available); len(points) > 0 && (all || turn%4 == 1) {
-		if all {
-			for _, id := range points {
-				h.cloneOf(id)
-			}
-		} else {
+	switch turn % 4 {
+	case 0:
+		h.newPoints()
+	case 1:
+		if points := h.story.live(chain.Available); len(points) > 0 {
 			h.cloneOf(points[turn/4%len(points)])
 		}
-	}
-	if all || turn%4 == 2 {
+	case 2:
 		if j, ok := h.scrub(false); !ok {
 			h.failed("the scrub: %s", j.Info)
 		}

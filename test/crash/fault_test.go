@@ -233,8 +233,8 @@ func (b *begun) run(t *testing.T, f *fail) []string {
 	if !t.Failed() {
 		h.check()
 		h.readBack(f.turn)
-		h.work(f.turn, long())
-		if f.turn%3 == 0 || long() {
+		h.work(f.turn)
+		if f.turn%3 == 0 {
 			h.clear()
 		}
 		h.check()
