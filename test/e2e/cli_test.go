@@ -31,7 +31,7 @@ type output struct {
 	code           int
 }
 
-func (c console) run(t *testing.T, args ...string) output {
+func (c console) run(t harness.TB, args ...string) output {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), toolLimit)
 	defer cancel()
@@ -48,7 +48,7 @@ func (c console) run(t *testing.T, args ...string) output {
 }
 
 // ok runs a command that must succeed.
-func (c console) ok(t *testing.T, args ...string) output {
+func (c console) ok(t harness.TB, args ...string) output {
 	t.Helper()
 	o := c.run(t, args...)
 	if o.code != 0 {

@@ -21,6 +21,10 @@ type Client struct {
 	base string
 	zone string // path prefix of all zone calls
 	hc   *http.Client
+
+	// Answered, if set, is told of each whole answer before anybody else sees
+	// it, on the goroutine that asked.
+	Answered func(Response)
 }
 
 func newClient(base, socket string) *Client {
@@ -83,7 +87,14 @@ func (c *Client) Try(r Request) (Response, error) {
 	if err != nil {
 		return Response{}, fmt.Errorf("read the answer: %w", err)
 	}
-	return Response{Status: resp.StatusCode, Header: resp.Header, Body: b, Call: r.Method + " " + r.Path}, nil
+	return c.answer(Response{Status: resp.StatusCode, Header: resp.Header, Body: b, Call: r.Method + " " + r.Path}), nil
+}
+
+func (c *Client) answer(r Response) Response {
+	if c.Answered != nil {
+		c.Answered(r)
+	}
+	return r
 }
 
 func (c *Client) newRequest(r Request, body io.Reader) (*http.Request, context.CancelFunc, error) {
@@ -152,7 +163,7 @@ func (c *Client) Upload(t TB, path string, body io.Reader, length int64) Respons
 	if err != nil {
 		t.Fatalf("POST %s: read the answer: %v", path, err)
 	}
-	return Response{Status: resp.StatusCode, Header: resp.Header, Body: b, Call: "POST " + path}
+	return c.answer(Response{Status: resp.StatusCode, Header: resp.Header, Body: b, Call: "POST " + path})
 }
 
 // Stream hands a 200's body to fn while it arrives. Another status gives the

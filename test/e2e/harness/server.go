@@ -43,8 +43,15 @@ func Start(t testing.TB, bin, root string, extra ...string) *Server {
 	if root == "" {
 		root = t.TempDir()
 	}
-	s := &Server{Dir: filepath.Join(root, "data"), Bin: bin, Extra: extra}
-	logPath := filepath.Join(root, "server.log")
+	s := NewServer(t, bin, filepath.Join(root, "data"), filepath.Join(root, "server.log"), extra...)
+	s.Run(t)
+	return s
+}
+
+// NewServer is Start without the start, for a log that lies elsewhere.
+func NewServer(t testing.TB, bin, dir, logPath string, extra ...string) *Server {
+	t.Helper()
+	s := &Server{Dir: dir, Bin: bin, Extra: extra}
 	f, err := os.OpenFile(logPath, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		t.Fatalf("open the server's log: %v", err)
@@ -60,7 +67,6 @@ func Start(t testing.TB, bin, root string, extra ...string) *Server {
 		}
 		_ = f.Close() // only a log
 	})
-	s.Run(t)
 	return s
 }
 

@@ -7,7 +7,6 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"sort"
 
@@ -109,18 +108,21 @@ func (h *History) Show(c Cut) error {
 	if err := h.image(c, h.cutImage()); err != nil {
 		return fmt.Errorf("%v: %w", c, err)
 	}
-	if out, err := exec.Command("mount", "-o", "loop", h.cutImage(), h.disk.Mount).CombinedOutput(); err != nil {
-		return fmt.Errorf("%v: ext4 does not mount: %w: %s", c, err, out)
+	if err := h.disk.loop.attach(h.cutImage()); err != nil {
+		return err
+	}
+	if err := run("mount", h.disk.loop.path(), h.disk.Mount); err != nil {
+		return errors.Join(fmt.Errorf("%v: ext4 does not mount: %w", c, err), h.disk.loop.detach())
 	}
 	return nil
 }
 
 // Hide unmounts what Show mounted.
 func (h *History) Hide() error {
-	if out, err := exec.Command("umount", h.disk.Mount).CombinedOutput(); err != nil {
-		return fmt.Errorf("umount: %w: %s", err, out)
+	if err := run("umount", h.disk.Mount); err != nil {
+		return err
 	}
-	return os.Remove(h.cutImage())
+	return errors.Join(h.disk.loop.detach(), os.Remove(h.cutImage()))
 }
 
 // Keep writes the image of the last cut, as nothing has mounted it yet, to a

@@ -41,6 +41,7 @@ type Disk struct {
 	Mount string // where the program finds its filesystem
 
 	dir    string
+	loop   loopDevice // the same for the run and for every cut, as a disk is after a reboot
 	stack  *exec.Cmd
 	stdin  io.WriteCloser
 	lines  chan string // what the stack says
@@ -79,7 +80,10 @@ func New(t testing.TB, sizeBytes int64) *Disk {
 	}
 	d := &Disk{Mount: filepath.Join(dir, "mnt"), dir: dir, lines: make(chan string, 4)}
 	t.Cleanup(func() { d.remove(t) })
-	d.stack = exec.Command("bash", "-c", stackScript, "stack.sh", dir, fmt.Sprint(sizeBytes))
+	if d.loop, err = addLoop(); err != nil {
+		t.Skipf("skipped: no loop device can be made here: %v", err)
+	}
+	d.stack = exec.Command("bash", "-c", stackScript, "stack.sh", dir, fmt.Sprint(sizeBytes), d.loop.path())
 	// Ctrl-C reaches the test only; the stack then sees the end of its stdin.
 	d.stack.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	d.stack.Stderr = &d.stderr
@@ -142,6 +146,11 @@ func (d *Disk) remove(t testing.TB) {
 	}
 	if d.log != nil {
 		_ = d.log.Close() // only read
+	}
+	if d.loop != 0 {
+		if err := d.loop.remove(); err != nil {
+			t.Errorf("remove the loop device: %v", err)
+		}
 	}
 	if err := os.RemoveAll(d.dir); err != nil {
 		t.Errorf("remove the disk: %v", err)

@@ -1,14 +1,14 @@
-# stack.sh DIR BYTES: a mounted ext4 at DIR/mnt, all of whose writes and flushes
-# are logged in DIR/log, in the order in which its disk got them:
+# stack.sh DIR BYTES LOOP: a mounted ext4 at DIR/mnt, all of whose writes and
+# flushes are logged in DIR/log, in the order in which its disk got them:
 #
-#	ext4 – loop device without a page cache – file of nbdfuse – qemu-nbd –
+#	ext4 – LOOP without a page cache – file of nbdfuse – qemu-nbd –
 #	blklogwrites – DIR/disk, DIR/log
 #
 # Says "ready"; takes that disk down at a line on its stdin and says "down";
 # cleans up whatever is left at the end of its stdin, however that came about.
 set -u
-dir=$1 bytes=$2
-nbd='' fuse='' loop=''
+dir=$1 bytes=$2 loop=$3
+nbd='' fuse=''
 
 unmount() { # PATH
 	for _ in 1 2 3 4 5 6 7 8 9 10; do
@@ -34,8 +34,7 @@ ended() { # PID: wait 10 s for it, then kill it
 down() {
 	ok=0
 	unmount "$dir/mnt" || ok=1
-	[ -z "$loop" ] || losetup -d "$loop" || ok=1
-	loop=''
+	! losetup "$loop" >/dev/null 2>&1 || losetup -d "$loop" || ok=1
 	unmount "$dir/fuse" || ok=1
 	[ -z "$fuse" ] || ended "$fuse" || ok=1
 	fuse=''
@@ -75,7 +74,7 @@ within 200 test -S "$dir/nbd" || fail "qemu-nbd does not start"
 nbdfuse -C 1 "$dir/fuse" --unix "$dir/nbd" >>"$dir/tools.log" 2>&1 </dev/null &
 fuse=$!
 within 200 mountpoint -q "$dir/fuse" || fail "nbdfuse does not start"
-loop=$(losetup --find --show --direct-io=on "$dir/fuse") || fail "no loop device"
+losetup --direct-io=on "$loop" "$dir/fuse" || fail "the loop device cannot be used"
 [ "$(cat "/sys/block/${loop#/dev/}/loop/dio")" = 1 ] || fail "the loop device keeps a page cache, in which writes would hide"
 mkfs.ext4 -q -E nodiscard,lazy_itable_init=0,lazy_journal_init=0 -J size=8 "$loop" >>"$dir/tools.log" 2>&1 || fail "mkfs.ext4 fails"
 mount "$loop" "$dir/mnt" || fail "the new ext4 cannot be mounted"
@@ -85,5 +84,5 @@ if read -r _; then
 	down && echo down
 	cat >/dev/null
 fi
-down
-unmount "$dir/mnt"
+down # a cut may be shown there, too
+mountpoint -q "$dir/mnt" || mountpoint -q "$dir/fuse" || rm -rf --one-file-system "$dir"
