@@ -39,7 +39,9 @@ test: setup build ## everything that must hold; this is what CI runs
 	@go test -timeout 14m ./...
 
 .PHONY: test-long
-test-long: setup build ## longer histories, then 30 s for each fuzz target
+test-long: ## longer histories and power cuts, then 30 s for each fuzz target
+	@scripts/setup.sh test-long
+	@scripts/build.sh bin/cairn
 	@CAIRN_LONG=1 go test -timeout 3h ./...
 	@scripts/fuzz.sh "$${CAIRN_FUZZ_TIME:-30s}"
 

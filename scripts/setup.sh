@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# setup.sh demo|test|bench: install what that needs and is not there. Quick and
+# setup.sh demo|test|test-long|bench: install what that needs and is not there. Quick and
 # silent when all is there. Installs only as root on a system with apt;
 # elsewhere it says what to install.
 set -euo pipefail
@@ -7,14 +7,16 @@ set -euo pipefail
 # command:Debian package
 demo="curl:curl jq:jq mkfs.ext4:e2fsprogs debugfs:e2fsprogs losetup:mount gcc:gcc"
 test="$demo qemu-img:qemu-utils qemu-nbd:qemu-utils mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs"
+long="$test nbdfuse:libnbd-bin strace:strace"
 bench="$demo qemu-img:qemu-utils restic:restic borg:borgbackup"
 
 case "${1:-}" in
 demo) need=$demo ;;
 test) need=$test ;;
+test-long) need=$long ;;
 bench) need=$bench ;;
 *)
-	echo "usage: setup.sh demo|test|bench" >&2
+	echo "usage: setup.sh demo|test|test-long|bench" >&2
 	exit 2
 	;;
 esac
