@@ -250,8 +250,12 @@ func (c serveConfig) open(ctx context.Context, dir string, log *slog.Logger) (sv
 	db.OnFull(room.giveUp)
 	room.hold()
 	e := engine.New(r, engine.Config{Workers: c.workers})
-	if err := e.CompleteJournal(ctx); err != nil {
+	copies, err := e.CompleteCopies(ctx)
+	if err != nil {
 		return nil, append([]io.Closer{db}, closers...), err
+	}
+	if len(copies) > 0 {
+		log.Warn("second copies were missing, as a crash leaves them; they are written", "blobs", copies)
 	}
 	rows, err := journal.Open(ctx, journal.Config{Store: db, Log: e, Logger: log})
 	if err != nil {

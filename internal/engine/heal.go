@@ -25,6 +25,26 @@ func (e *Engine) HealCopies(ctx context.Context, blobs []string) (healed []strin
 	return healed, nil
 }
 
+// CompleteCopies writes the copies that a crash left out, of journal blobs and
+// of relocations, and returns their names. With its database gone nobody can
+// tell half a relocation from one that lost a copy. What is damaged stays for
+// scrub to report.
+func (e *Engine) CompleteCopies(ctx context.Context) (healed []string, err error) {
+	var lacking []string
+	blobs, err := e.r.JournalBlobs(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, b := range blobs {
+		lacking = append(lacking, b.Lacks()...)
+	}
+	lacks, err := e.r.LackingRelocations(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return e.HealCopies(ctx, append(lacking, lacks...))
+}
+
 // RebuildIndex makes the dedup index anew from the directories of all stored
 // data packs. A healed chunk is looked for in it, and an index that was lost or
 // is older than the packs would hide one.

@@ -2,7 +2,6 @@ package engine
 
 import (
 	"context"
-	"fmt"
 	"slices"
 	"time"
 
@@ -95,23 +94,6 @@ func (s *scrub) journal(ctx context.Context) error {
 	for _, d := range found {
 		s.add(d)
 		s.lost = append(s.lost, d.Blob)
-	}
-	return nil
-}
-
-// CompleteJournal writes the copies of journal blobs that a crash left out.
-// What is damaged stays for scrub to report.
-func (e *Engine) CompleteJournal(ctx context.Context) error {
-	blobs, err := e.r.JournalBlobs(ctx)
-	if err != nil {
-		return err
-	}
-	for _, b := range blobs {
-		if lacks := b.Lacks(); len(lacks) > 0 {
-			if _, err := e.HealCopies(ctx, lacks); err != nil {
-				return fmt.Errorf("complete the journal: %w", err)
-			}
-		}
 	}
 	return nil
 }

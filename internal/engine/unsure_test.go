@@ -2,6 +2,7 @@ package engine
 
 import (
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 
@@ -108,6 +109,59 @@ func TestCouldNotTellIsNoDamage(t *testing.T) {
 		r.reopen()
 		wantUnsure(t, r, ref)
 	})
+}
+
+// A crash between the two copies of a relocation leaves one; the next start
+// writes the other, if the first is whole.
+func TestHalfARelocationIsCompleted(t *testing.T) {
+	store := mem.New()
+	r := newRigOn(t, store)
+	disk := newVolume(1 << 20)
+	noise := make([]byte, 512<<10)
+	fill(rand.New(rand.NewPCG(2, 2)), noise)
+	if err := disk.put(noise, 0); err != nil {
+		t.Fatal(err)
+	}
+	ref := r.take(disk, nil).Ref
+	k, err := r.e.Mark(t.Context(), MarkSpec{Stored: stored(t, r), Packs: r.rows(), Points: []PointRef{ref}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := r.e.OpenSession(t.Context(), "prune", 1, newRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if _, err := s.Evacuate(t.Context(), k, []string{onlyPack(t, r, "data").ID}); err != nil {
+		t.Fatal(err)
+	}
+	var copies []string
+	err = store.List(t.Context(), "reloc/", func(i repo.Blob) error { copies = append(copies, i.Name); return nil })
+	if err != nil || len(copies) != 2 {
+		t.Fatalf("relocations %v, %v", copies, err)
+	}
+	for i, lost := range copies {
+		if err := store.Delete(t.Context(), lost); err != nil {
+			t.Fatal(err)
+		}
+		if healed, err := r.e.CompleteCopies(t.Context()); err != nil || !slices.Equal(healed, []string{lost}) {
+			t.Fatalf("completed %v, %v; want %s", healed, err, lost)
+		}
+		if _, err := store.Stat(t.Context(), lost); err != nil {
+			t.Fatal(err)
+		}
+		if i == 1 { // of two bad copies none is made
+			if err := store.Delete(t.Context(), lost); err != nil {
+				t.Fatal(err)
+			}
+			if err := store.Damage(copies[0], func(b []byte) []byte { b[300] ^= 1; return b }); err != nil {
+				t.Fatal(err)
+			}
+			if healed, err := r.e.CompleteCopies(t.Context()); err != nil || len(healed) > 0 {
+				t.Fatalf("completed %v, %v; want nothing", healed, err)
+			}
+		}
+	}
 }
 
 // wantUnsure exports a point, which must fail without a word of damage.

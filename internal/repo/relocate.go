@@ -79,6 +79,31 @@ func (r *Repo) MovedPacks(ctx context.Context) (map[PackID]bool, error) {
 	return out, nil
 }
 
+// LackingRelocations lists the missing copies of relocation blobs.
+func (r *Repo) LackingRelocations(ctx context.Context) ([]string, error) {
+	there := make(map[string]bool)
+	var packs []Pack
+	err := r.store.List(ctx, "reloc/", func(i Blob) error {
+		if p, header, ok := ParseBlob(i.Name); ok && !header {
+			there[i.Name] = true
+			packs = append(packs, p)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list the relocations: %w", err)
+	}
+	var lacking []string
+	for _, p := range packs {
+		for _, name := range p.Copies() {
+			if !there[name] {
+				lacking = append(lacking, name)
+			}
+		}
+	}
+	return lacking, nil
+}
+
 // tablesIn tells which packs a relocation blob is about, and where.
 func (r *Repo) tablesIn(ctx context.Context, p Pack) (map[PackID][]Loc, error) {
 	out := make(map[PackID][]Loc)

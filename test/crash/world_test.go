@@ -152,7 +152,7 @@ func (p *process) openRows(ctx context.Context, rec *recorder) error {
 	rec.touched()
 	p.rows = &badStore{below: recordedRows{p.db, rec}}
 	p.engine = engine.New(p.repo, engine.Config{Workers: 1})
-	if err := p.engine.CompleteJournal(ctx); err != nil {
+	if _, err := p.engine.CompleteCopies(ctx); err != nil {
 		return err
 	}
 	p.store, err = journal.Open(ctx, journal.Config{Store: p.rows, Log: p.engine, RetryDelay: 10 * time.Millisecond, Logger: slog.New(p.log)})

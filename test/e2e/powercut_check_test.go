@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -227,9 +226,6 @@ func (p *powerRun) goesOn(t harness.TB, w *world, a aftermath) {
 	}
 	w.checkContent(t)
 	cli := console{bin: p.srv.Bin, dir: os.TempDir(), server: p.srv.BaseURL()}
-	if a.recovered {
-		p.wholeAgain(t, cli)
-	}
 	cli.ok(t, "scrub")
 	if len(w.liveVols()) == 0 {
 		w.importVolume(t, filled(p.r, mib))
@@ -247,32 +243,6 @@ func (p *powerRun) goesOn(t harness.TB, w *world, a aftermath) {
 		cli.ok(t, "scrub")
 		w.checkContent(t)
 	}
-}
-
-// wholeAgain heals a relocation blob of which the power left one copy. With
-// its database a server knows that nobody needs it yet; one that was recovered
-// cannot tell it from a blob that lost a copy, and rightly calls that damage.
-func (p *powerRun) wholeAgain(t harness.TB, cli console) {
-	t.Helper()
-	var report struct {
-		Findings []struct {
-			Blob string `json:"blob"`
-		} `json:"damage"`
-	}
-	o := cli.run(t, "scrub", "-o", "json")
-	if o.code == 0 {
-		return
-	}
-	if err := json.Unmarshal([]byte(o.out), &report); err != nil || len(report.Findings) == 0 {
-		t.Fatalf("%s: exit %d, %v: %s%s", o.call, o.code, err, o.out, o.err)
-	}
-	for _, f := range report.Findings {
-		if !strings.HasPrefix(f.Blob, "reloc/") {
-			t.Fatalf("after the database was recovered, scrub finds %+v", report.Findings)
-		}
-	}
-	p.seen["half a relocation healed"]++
-	cli.run(t, "scrub", "--repair")
 }
 
 // torn takes what a volume holds whose owner was writing when the power went:
