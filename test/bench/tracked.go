@@ -132,7 +132,7 @@ const (
 	chainSize    = 1 << 30
 	chainPages   = 64
 	chainAround  = 10 // points whose median stands for a place in the chain
-	chainRepeats = 3  // of a restore
+	chainRepeats = 5  // of each restore
 )
 
 func measureChain(ctx context.Context, work string, disk *testDisk) (c chain, err error) {
@@ -164,6 +164,7 @@ func chainChild(ctx context.Context, args []string) (_ any, err error) {
 	c := chain{Points: chainPoints, PageBytes: chainPages * 4096}
 	rng := rand.New(rand.NewPCG(1, 1))
 	took := make([]time.Duration, chainPoints+1)
+	var early engine.PointRef
 	for n := 1; n <= chainPoints; n++ {
 		if err := src.rewrite(rng); err != nil {
 			return nil, err
@@ -171,15 +172,12 @@ func chainChild(ctx context.Context, args []string) (_ any, err error) {
 		if last, took[n], err = r.take(ctx, src, &last.Ref, "last"); err != nil {
 			return nil, err
 		}
-		switch n {
-		case chainAround:
-			c.RestoreEarly, err = r.restoreAgain(ctx, last.Ref, src.size)
-		case chainPoints:
-			c.RestoreLate, err = r.restoreAgain(ctx, last.Ref, src.size)
+		if n == chainAround {
+			early = last.Ref
 		}
-		if err != nil {
-			return nil, err
-		}
+	}
+	if err := r.restoreInTurns(ctx, &c, early, last.Ref, src.size); err != nil {
+		return nil, err
 	}
 	around := func(n int) time.Duration {
 		return middle(took[max(1, n-chainAround/2):min(len(took), n+chainAround/2)])
@@ -188,15 +186,24 @@ func chainChild(ctx context.Context, args []string) (_ any, err error) {
 	return c, mustEqual(ctx, filepath.Join(dir, "volumes", "vol-RESTORED.raw"), src.f.Name())
 }
 
-func (r *engineRig) restoreAgain(ctx context.Context, ref engine.PointRef, size int64) (time.Duration, error) {
-	all := make([]time.Duration, chainRepeats)
-	for i := range all {
-		var err error
-		if all[i], err = r.restore(ctx, ref, size); err != nil {
-			return 0, err
+// restoreInTurns restores an early point and the last one, by turns.
+func (r *engineRig) restoreInTurns(ctx context.Context, c *chain, early, last engine.PointRef, size int64) error {
+	var took [2][]time.Duration
+	for range chainRepeats {
+		for i, ref := range []engine.PointRef{early, last} {
+			// What the rewriting of pages left is on the disk before the clock starts.
+			if err := syncDir(r.dir); err != nil {
+				return err
+			}
+			t, err := r.restore(ctx, ref, size)
+			if err != nil {
+				return err
+			}
+			took[i] = append(took[i], t)
 		}
 	}
-	return middle(all), nil
+	c.RestoreEarly, c.RestoreLate = middle(took[0]), middle(took[1])
+	return nil
 }
 
 // chainVolume makes a volume of a disk's first data.
