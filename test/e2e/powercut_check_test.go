@@ -86,7 +86,7 @@ func (p *powerRun) survivesWithoutDatabase(t harness.TB, h *powercut.History, c 
 	mustRecover(t, p.srv)
 	p.start(t)
 	p.api().WaitAll(t)
-	a := aftermath{before: p.before(done), next: next, recovered: true}
+	a := aftermath{before: p.before(done), next: next}
 	p.either(t, &a)
 	w := p.worldAt(a.there)
 	if next != nil && next.what == "forget" {
@@ -102,12 +102,11 @@ func (p *powerRun) survivesWithoutDatabase(t harness.TB, h *powercut.History, c 
 
 // aftermath is what a cut may leave, and what it left.
 type aftermath struct {
-	before    moment
-	next      *powerStep // may have happened, wholly or not at all; nil: none
-	there     moment     // one of the two
-	resumed   bool       // the job of next went on after the cut
-	mixed     []string   // volumes that an apply left half written, and blocked
-	recovered bool       // the database was made anew
+	before  moment
+	next    *powerStep // may have happened, wholly or not at all; nil: none
+	there   moment     // one of the two
+	resumed bool       // the job of next went on after the cut
+	mixed   []string   // volumes that an apply left half written, and blocked
 	// forgotten is a volume whose file is gone, while the job that deleted it
 	// went with the database.
 	forgotten string
