@@ -17,10 +17,16 @@ import (
 const (
 	readAhead = 64 << 10 // headers and small writes are read this much at once
 
-	// An operation that takes longer than slowRequest makes the next
-	// handOverCount requests be read by another goroutine while one is done.
-	slowRequest   = 100 * time.Microsecond
-	handOverCount = 64
+	// A request is slow that takes longer than copying from memory would, by
+	// far: slowBase, and 1 ns for each slowBytes. Requests are slow when of
+	// late more than one in slowWeight was: a single one says more about the
+	// machine's load than about the Backend, and under load handing over is
+	// dearest.
+	slowBase   = 30 * time.Microsecond
+	slowBytes  = 8
+	slowWeight = 8
+	slowScore  = 2 * slowWeight // above it, requests are slow
+	maxScore   = 8 * slowWeight
 	// stealAfter is how long a request may keep others from being read before
 	// it is known to be slow.
 	stealAfter = time.Millisecond
@@ -70,7 +76,7 @@ type conn struct {
 	still  sync.Once
 
 	turn  atomic.Uint64 // odd: the reading worker is doing a request; grows
-	slow  atomic.Int32  // requests that are still handed over
+	slow  atomic.Int32  // the score: + slowWeight by slow requests, - 1 by others
 	armed atomic.Bool   // the timer runs
 	seen  uint64        // turn when the timer last looked
 	timer *time.Timer
@@ -206,37 +212,44 @@ func (c *conn) transmit() error {
 // work reads and does requests, and returns when the connection reads no more.
 func (c *conn) work() {
 	var t task
+	first := true // since it is this worker's turn
 	for {
 		if err := c.next(&t); err != nil {
 			c.stop(err)
 			return
 		}
-		handedOver := c.slow.Load() > 0
+		handedOver := c.slow.Load() > slowScore
 		turn := c.turn.Load() + 1
 		if handedOver {
 			c.handOver()
-			c.w.flush() // replies that were put must not wait for this request
 		} else {
 			c.turn.Store(turn)
 			c.arm()
 		}
+		if first || handedOver {
+			c.w.flush() // what others put must not wait for this request
+		}
+		first = false
 		began := time.Now()
 		c.do(&t)
-		c.rate(time.Since(began))
+		c.rate(time.Since(began) > slowBase+time.Duration(t.length/slowBytes))
 		if handedOver || !c.turn.CompareAndSwap(turn, turn+1) {
 			c.w.flush()
 			if !c.park() {
 				return
 			}
+			first = true
 		}
 	}
 }
 
-// rate decides by one request's time how the next are done.
-func (c *conn) rate(took time.Duration) {
-	if took >= slowRequest {
-		c.slow.Store(handOverCount)
-	} else if n := c.slow.Load(); n > 0 {
+// rate decides by whether one request was slow how the next are done.
+func (c *conn) rate(slow bool) {
+	n := c.slow.Load()
+	switch {
+	case slow:
+		c.slow.CompareAndSwap(n, min(n+slowWeight, maxScore))
+	case n > 0:
 		c.slow.CompareAndSwap(n, n-1)
 	}
 }
@@ -258,7 +271,7 @@ func (c *conn) look() {
 		c.timer.Reset(stealAfter)
 		return
 	case turn&1 == 1 && c.turn.CompareAndSwap(turn, turn+1):
-		c.slow.Store(handOverCount)
+		c.rate(true)
 		c.handOver()
 	}
 	c.armed.Store(false)

@@ -389,7 +389,7 @@ func TestSuspend(t *testing.T) {
 	if g.ended.Load() != 1 || e.Connections() != 0 {
 		t.Error("the client's request was not ended")
 	}
-	r.ended()
+	io.Copy(io.Discard, r.r)
 	calls := m.calls.Load()
 	s.shaken().ask(optGo, infoData("v"), repErrPolicy)
 	if m.calls.Load() != calls {
