@@ -22,7 +22,7 @@ const (
 	// late more than one in slowWeight was: a single one says more about the
 	// machine's load than about the Backend, and under load handing over is
 	// dearest.
-	slowBase   = 30 * time.Microsecond
+	slowBase   = 50 * time.Microsecond
 	slowBytes  = 8
 	slowWeight = 8
 	slowScore  = 2 * slowWeight // above it, requests are slow
