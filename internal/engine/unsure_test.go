@@ -66,16 +66,8 @@ func TestCouldNotTellIsNoDamage(t *testing.T) {
 		if err := below.Damage(first.Name, flip); err != nil {
 			t.Fatal(err)
 		}
-		k, err := r.e.Mark(t.Context(), MarkSpec{Stored: stored(t, r), Packs: r.rows(), Points: []PointRef{ref, other}})
-		if err != nil {
-			t.Fatal(err)
-		}
+		k, s := beginPrune(t, r, ref, other)
 		store.SetPlan(unreachable(second.Name))
-		s, err := r.e.OpenSession(t.Context(), "prune", 1, newRegistry())
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer s.Close()
 		if got, err := s.Evacuate(t.Context(), k, []string{first.ID}); err == nil || repo.IsDamage(err) {
 			t.Errorf("evacuate: %+v, %v; want an error that is no damage", got, err)
 		}
@@ -86,15 +78,7 @@ func TestCouldNotTellIsNoDamage(t *testing.T) {
 	t.Run("the relocation", func(t *testing.T) {
 		store.SetPlan(nil)
 		r.reopen()
-		k, err := r.e.Mark(t.Context(), MarkSpec{Stored: stored(t, r), Packs: r.rows(), Points: []PointRef{ref}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		s, err := r.e.OpenSession(t.Context(), "prune", 1, newRegistry())
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer s.Close()
+		k, s := beginPrune(t, r, ref)
 		if got, err := s.Evacuate(t.Context(), k, []string{first.ID}); err != nil || len(got.Emptied) != 1 {
 			t.Fatalf("evacuate: %+v, %v", got, err)
 		}
@@ -123,20 +107,12 @@ func TestHalfARelocationIsCompleted(t *testing.T) {
 		t.Fatal(err)
 	}
 	ref := r.take(disk, nil).Ref
-	k, err := r.e.Mark(t.Context(), MarkSpec{Stored: stored(t, r), Packs: r.rows(), Points: []PointRef{ref}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	s, err := r.e.OpenSession(t.Context(), "prune", 1, newRegistry())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer s.Close()
+	k, s := beginPrune(t, r, ref)
 	if _, err := s.Evacuate(t.Context(), k, []string{onlyPack(t, r, "data").ID}); err != nil {
 		t.Fatal(err)
 	}
 	var copies []string
-	err = store.List(t.Context(), "reloc/", func(i repo.Blob) error { copies = append(copies, i.Name); return nil })
+	err := store.List(t.Context(), "reloc/", func(i repo.Blob) error { copies = append(copies, i.Name); return nil })
 	if err != nil || len(copies) != 2 {
 		t.Fatalf("relocations %v, %v", copies, err)
 	}
@@ -164,6 +140,30 @@ func TestHalfARelocationIsCompleted(t *testing.T) {
 	}
 }
 
+// beginPrune marks what the points need and opens a session to copy in, which
+// ends with the test.
+func beginPrune(t *testing.T, r *rig, points ...PointRef) (Marks, Session) {
+	t.Helper()
+	stored, err := r.e.Stored(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	k, err := r.e.Mark(t.Context(), MarkSpec{Stored: stored, Packs: r.rows(), Points: points})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := r.e.OpenSession(t.Context(), "prune", 1, newRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return k, s
+}
+
 // wantUnsure exports a point, which must fail without a word of damage.
 func wantUnsure(t *testing.T, r *rig, ref PointRef) {
 	t.Helper()
@@ -185,13 +185,4 @@ func onlyPack(t *testing.T, r *rig, kind string) (found PackRecord) {
 		t.Fatalf("%d %s packs", n, kind)
 	}
 	return found
-}
-
-func stored(t *testing.T, r *rig) *Stored {
-	t.Helper()
-	s, err := r.e.Stored(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return s
 }
