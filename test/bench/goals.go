@@ -91,7 +91,7 @@ func (e *everything) goals() []goal {
 	c := e.chain
 	out = append(out,
 		goal{"n-th incremental", fmt.Sprintf("the %dth ÷ the 10th", c.Points), ratio(c.Late, c.Early), flat,
-			fmt.Sprintf("%s, %s, %s ms for the 10th, %dth, %dth (median of ten)", ms(c.Early), ms(c.Mid), ms(c.Late), c.Points/2, c.Points)},
+			fmt.Sprintf("%s and %s ms, medians of %d pairs, the %dth and the 10th in their middle", ms(c.Late), ms(c.Early), c.Pairs, c.Points)},
 		goal{"n-th incremental", fmt.Sprintf("restore of the %dth ÷ of the 10th", c.Points), ratio(c.RestoreLate, c.RestoreEarly), flat,
 			fmt.Sprintf("%s and %s ms", ms(c.RestoreLate), ms(c.RestoreEarly))},
 	)

@@ -120,82 +120,138 @@ func middle(all []time.Duration) time.Duration {
 
 // chain is a chain of increments.
 type chain struct {
-	Points           int
-	PageBytes        int64 // rewritten before each point
-	Early, Mid, Late time.Duration
-	RestoreEarly     time.Duration // of the tenth
-	RestoreLate      time.Duration // of the last
+	Points       int
+	Pairs        int           // of an early and a late increment
+	PageBytes    int64         // rewritten before each point
+	Early, Late  time.Duration // the tenth, and the last: medians of the pairs
+	RestoreEarly time.Duration // of the tenth
+	RestoreLate  time.Duration // of the last
 }
 
 const (
 	chainPoints  = 1000
 	chainSize    = 1 << 30
 	chainPages   = 64
-	chainAround  = 10 // points whose median stands for a place in the chain
-	chainRepeats = 5  // of each restore
+	chainEarly   = 10 // the early point
+	chainPairs   = 21 // early and late increments, the tenth and the last in their middle
+	chainRepeats = 9  // of each restore; odd, so that the last point is restored last and compared
 )
 
 func measureChain(ctx context.Context, work string, disk *testDisk) (c chain, err error) {
 	return c, inChild(ctx, &c, "chain", work, disk.days[0])
 }
 
+// link is a chain that grows.
+type link struct {
+	*engineRig
+	last engine.PointRef
+}
+
+func newLink(ctx context.Context, dir string, src *fileSource) (*link, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	r, err := newEngineRig(ctx, dir)
+	if err != nil {
+		return nil, err
+	}
+	l := &link{engineRig: r}
+	_, err = l.grow(ctx, src)
+	return l, err
+}
+
+// grow takes a full, or an increment of what was rewritten since.
+func (l *link) grow(ctx context.Context, src *fileSource) (time.Duration, error) {
+	var parent *engine.PointRef
+	if l.last.Snapshot != "" {
+		parent = &l.last
+	}
+	c, took, err := l.take(ctx, src, parent, "last")
+	l.last = c.Ref
+	return took, err
+}
+
 // chainChild takes a thousand increments of a volume of which a few pages are
-// rewritten each time.
+// rewritten each time, and beside the last of them the first ones of another
+// chain: the disk's moods are then the same for both.
 func chainChild(ctx context.Context, args []string) (_ any, err error) {
 	dir := filepath.Join(args[0], "chain")
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	r, err := newEngineRig(ctx, dir)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, r.close()) }()
 	src, err := chainVolume(filepath.Join(dir, "volume.raw"), args[1])
 	if err != nil {
 		return nil, err
 	}
 	defer src.f.Close()
-	last, _, err := r.take(ctx, src, nil, "")
+	long, err := newLink(ctx, filepath.Join(dir, "long"), src)
 	if err != nil {
 		return nil, err
 	}
-	c := chain{Points: chainPoints, PageBytes: chainPages * 4096}
+	defer func() { err = errors.Join(err, long.close()) }()
 	rng := rand.New(rand.NewPCG(1, 1))
-	took := make([]time.Duration, chainPoints+1)
 	var early engine.PointRef
-	for n := 1; n <= chainPoints; n++ {
+	for n := 1; n < chainPoints-chainPairs/2; n++ {
 		if err := src.rewrite(rng); err != nil {
 			return nil, err
 		}
-		if last, took[n], err = r.take(ctx, src, &last.Ref, "last"); err != nil {
+		if _, err = long.grow(ctx, src); err != nil {
 			return nil, err
 		}
-		if n == chainAround {
-			early = last.Ref
+		if n == chainEarly {
+			early = long.last
 		}
 	}
-	if err := r.restoreInTurns(ctx, &c, early, last.Ref, src.size); err != nil {
+	c := chain{Points: chainPoints, Pairs: chainPairs, PageBytes: chainPages * 4096}
+	if err := growInTurns(ctx, &c, filepath.Join(dir, "short"), src, rng, long); err != nil {
 		return nil, err
 	}
-	around := func(n int) time.Duration {
-		return middle(took[max(1, n-chainAround/2):min(len(took), n+chainAround/2)])
+	if err := long.restoreInTurns(ctx, &c, early, long.last, src.size); err != nil {
+		return nil, err
 	}
-	c.Early, c.Mid, c.Late = around(chainAround), around(chainPoints/2), around(chainPoints)
-	return c, mustEqual(ctx, filepath.Join(dir, "volumes", "vol-RESTORED.raw"), src.f.Name())
+	return c, mustEqual(ctx, filepath.Join(long.dir, "volumes", "vol-RESTORED.raw"), src.f.Name())
 }
 
-// restoreInTurns restores an early point and the last one, by turns.
+// growInTurns takes the last increments of the long chain and the first ones
+// of a new one, by turns.
+func growInTurns(ctx context.Context, c *chain, dir string, src *fileSource, rng *rand.Rand, long *link) (err error) {
+	short, err := newLink(ctx, dir, src)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, short.close()) }()
+	links := []*link{short, long}
+	var took [2][]time.Duration
+	for n := range chainPairs {
+		if err := src.rewrite(rng); err != nil {
+			return err
+		}
+		for k := range links {
+			i := (n + k) % 2
+			t, err := links[i].grow(ctx, src)
+			if err != nil {
+				return err
+			}
+			took[i] = append(took[i], t)
+		}
+	}
+	c.Early, c.Late = middle(took[0]), middle(took[1])
+	return nil
+}
+
+// restoreInTurns restores an early point and the last one, by turns, each first in every other.
 func (r *engineRig) restoreInTurns(ctx context.Context, c *chain, early, last engine.PointRef, size int64) error {
 	var took [2][]time.Duration
-	for range chainRepeats {
-		for i, ref := range []engine.PointRef{early, last} {
+	refs := []engine.PointRef{early, last}
+	for n := range chainRepeats {
+		for k := range refs {
+			i := (n + k) % 2
 			// What the rewriting of pages left is on the disk before the clock starts.
 			if err := syncDir(r.dir); err != nil {
 				return err
 			}
-			t, err := r.restore(ctx, ref, size)
+			t, err := r.restore(ctx, refs[i], size)
 			if err != nil {
 				return err
 			}
