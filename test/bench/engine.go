@@ -121,6 +121,9 @@ func (r *engineRig) restore(ctx context.Context, ref engine.PointRef, size int64
 		return 0, err
 	}
 	spec := volume.Spec{ID: "vol-RESTORED", SizeBytes: size}
+	if err := driver.Remove(ctx, spec); err != nil {
+		return 0, err
+	}
 	if err := syncDir(r.dir); err != nil {
 		return 0, err
 	}

@@ -231,13 +231,20 @@ func runCycle(ctx context.Context, t tool, dir string, disk *testDisk) (c cycle,
 	return c, nil
 }
 
-// settle leaves no dirty pages behind and has the disk in the page cache.
+// settle leaves no dirty pages behind, has memory ready, and has the disk in
+// the page cache.
 func settle(dir, disk string) error {
 	if err := syncDir(dir); err != nil {
 		return err
 	}
+	if err := touchMemory(touched); err != nil {
+		return err
+	}
 	return readData(disk, func([]byte) {})
 }
+
+// touched is more than any step writes into the page cache.
+const touched = 4 << 30
 
 func mustEqual(ctx context.Context, got, want string) error {
 	diff, err := differences(ctx, got, want)

@@ -247,8 +247,7 @@ func (r *engineRig) restoreInTurns(ctx context.Context, c *chain, early, last en
 	for n := range chainRepeats {
 		for k := range refs {
 			i := (n + k) % 2
-			// What the rewriting of pages left is on the disk before the clock starts.
-			if err := syncDir(r.dir); err != nil {
+			if err := touchMemory(touched); err != nil {
 				return err
 			}
 			t, err := r.restore(ctx, refs[i], size)
@@ -262,7 +261,8 @@ func (r *engineRig) restoreInTurns(ctx context.Context, c *chain, early, last en
 	return nil
 }
 
-// chainVolume makes a volume of a disk's first data.
+// chainVolume makes a volume of a disk's first data. Chunks of zeros are left
+// out: rewriting would make data of them, so that later points hold more.
 func chainVolume(path, disk string) (*fileSource, error) {
 	f, err := os.Create(path)
 	if err != nil {
@@ -270,9 +270,11 @@ func chainVolume(path, disk string) (*fileSource, error) {
 	}
 	at := int64(0)
 	err = readData(disk, func(p []byte) {
-		if n := min(int64(len(p)), chainSize-at); err == nil && n > 0 {
-			_, err = f.WriteAt(p[:n], at)
-			at += n
+		for chunk := range slices.Chunk(p, repo.ChunkSize) {
+			if err == nil && at < chainSize && !repo.AllZero(chunk) {
+				_, err = f.WriteAt(chunk, at)
+				at += repo.ChunkSize
+			}
 		}
 	})
 	if err := errors.Join(err, f.Close(), os.Truncate(path, chainSize)); err != nil {
