@@ -96,6 +96,10 @@ func (v *memVolume) Changed(context.Context, volume.Checkpoint, int64) (extent.R
 	return extent.Range{}, volume.ErrNoBase
 }
 
+func (v *memVolume) Audit(context.Context, volume.Checkpoint) ([]extent.Range, error) {
+	return nil, nil
+}
+
 func (v *memVolume) WriteAt(_ context.Context, buf []byte, off int64) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()

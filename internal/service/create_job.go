@@ -1,9 +1,11 @@
 package service
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -40,6 +42,7 @@ type creation struct {
 
 // hold is the instant of those volumes that one driver serves.
 type hold struct {
+	kind    string // of its volumes: a key of Config.Drivers
 	driver  volume.Driver
 	members []int // indices of volumes
 	specs   []volume.Spec
@@ -207,31 +210,41 @@ func (c *creation) group() error {
 		}
 		h := byDriver[d]
 		if h == nil {
-			h = &hold{driver: d}
+			h = &hold{kind: v.Driver, driver: d}
 			byDriver[d] = h
 			c.holds = append(c.holds, h)
 		}
 		h.members, h.specs = append(h.members, i), append(h.specs, v.spec())
 	}
+	// Managed volumes last: they have clients that wait while they are held,
+	// and locking somebody's files may take its time.
+	rank := func(h *hold) int {
+		if h.kind == DriverManaged {
+			return 1
+		}
+		return 0
+	}
+	slices.SortFunc(c.holds, func(a, b *hold) int {
+		return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a.kind, b.kind))
+	})
 	return nil
 }
 
 // holdInstant holds one instant of all volumes: the one that an earlier term
 // held durably, else a new one.
-//
-// Volumes of two drivers are frozen one driver after the other. The last
-// freeze is the instant of all: what was frozen before is locked against
-// writers since, or is a volume of our own, which only jobs write, and the
-// locks of this job keep those out.
 func (c *creation) holdInstant(ctx context.Context) error {
 	if err := c.group(); err != nil {
 		return err
 	}
+	hold := c.freezeAll
+	if c.notes.Held {
+		hold = c.reopen
+	}
+	if err := hold(ctx); err != nil {
+		return err
+	}
 	durable, at := true, time.Time{}
 	for _, h := range c.holds {
-		if err := c.holdOne(ctx, h); err != nil {
-			return err
-		}
 		durable = durable && h.instant.Durable()
 		if t := h.instant.Time().UTC().Truncate(time.Microsecond); t.After(at) {
 			at = t
@@ -260,20 +273,46 @@ func (c *creation) holdInstant(ctx context.Context) error {
 	})
 }
 
-func (c *creation) holdOne(ctx context.Context, h *hold) (err error) {
-	if c.notes.Held {
+// reopen opens the instant that an earlier term held durably.
+func (c *creation) reopen(ctx context.Context) (err error) {
+	for _, h := range c.holds {
 		h.instant, err = h.driver.Reopen(ctx, c.run.ID(), h.specs)
 		if errors.Is(err, volume.ErrNoInstant) {
 			return errs.Wrap(errs.Conflict, err, "the instant of %s that was held at %s did not survive the restart; create the snapshot again",
 				c.names(), c.notes.Time.Format(time.RFC3339))
 		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// freezeAll holds a new instant of all volumes. Each driver holds its volumes
+// still while the next one freezes its own, so the moment of the last, which
+// has the latest time, is that of all.
+func (c *creation) freezeAll(ctx context.Context) error {
+	for _, h := range c.holds {
+		if err := h.driver.Drop(ctx, c.run.ID()); err != nil {
+			return fmt.Errorf("drop what an earlier term held: %w", err)
+		}
+	}
+	return c.freeze(ctx, c.holds)
+}
+
+// freeze freezes the volumes of the first hold and, within that, of the others.
+func (c *creation) freeze(ctx context.Context, holds []*hold) error {
+	first, rest := holds[0], holds[1:]
+	var within func(context.Context) error
+	if len(rest) > 0 {
+		within = func(ctx context.Context) error { return c.freeze(ctx, rest) }
+	}
+	in, err := first.driver.Freeze(ctx, c.run.ID(), first.specs, within)
+	if err != nil {
 		return err
 	}
-	if err := h.driver.Drop(ctx, c.run.ID()); err != nil {
-		return fmt.Errorf("drop what an earlier term held: %w", err)
-	}
-	h.instant, err = h.driver.Freeze(ctx, c.run.ID(), h.specs)
-	return err
+	first.instant = in
+	return nil
 }
 
 // names lists the volumes for people.

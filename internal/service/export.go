@@ -161,7 +161,7 @@ func (s *Service) freezeForExport(ctx context.Context, v Volume, holder string) 
 	if err != nil {
 		return nil, err
 	}
-	instant, err := d.Freeze(ctx, holder, []volume.Spec{v.spec()})
+	instant, err := d.Freeze(ctx, holder, []volume.Spec{v.spec()}, nil)
 	if err != nil {
 		return nil, err
 	}

@@ -11,8 +11,12 @@ import (
 
 	"cairn/internal/errs"
 	"cairn/internal/extent"
+	"cairn/internal/service"
 	"cairn/internal/volume"
 )
+
+// errLost is the answer of a call whose own answer was lost.
+var errLost = errors.New("the answer was lost")
 
 // errDead is what every call answers once the process is dead.
 var errDead = errors.New("the process is dead")
@@ -26,6 +30,8 @@ type fuse struct {
 	after bool
 	dead  bool
 	fails map[string]error // by call: errors that do not kill
+	lost  string           // the call whose next answer is lost, which does not kill
+	late  time.Duration    // after which the caller learns of that
 }
 
 func (f *fuse) do(name string, fn func() error) error {
@@ -37,6 +43,14 @@ func (f *fuse) do(name string, fn func() error) error {
 	if err := f.fails[name]; err != nil {
 		f.mu.Unlock()
 		return err
+	}
+	if f.lost == name {
+		f.lost = ""
+		late := f.late
+		f.mu.Unlock()
+		_ = fn()
+		time.Sleep(late)
+		return errLost
 	}
 	f.calls++
 	blown := f.calls == f.at
@@ -67,6 +81,14 @@ func (f *fuse) fail(name string, err error) {
 	f.fails[name] = err
 }
 
+// lose loses the answer of the next call of that name; the caller learns of
+// that late.
+func (f *fuse) lose(name string, late time.Duration) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.lost, f.late = name, late
+}
+
 // mixed is the content of a volume whose overwriting is not through.
 const mixed = "a mixture"
 
@@ -80,12 +102,14 @@ type disk struct {
 	blobs   map[string]string            // blob name → content
 	busy    map[string]bool              // somebody else has it open
 	reflink bool                         // instants are durable
+	tracked map[string]volume.Checkpoint // what changes are tracked from, by the same keys
+	order   []string                     // when which driver's freeze began and ended
 }
 
 func newDisk() *disk {
 	return &disk{
 		content: map[string]string{}, size: map[string]int64{}, holds: map[string]map[string]string{},
-		blobs: map[string]string{}, busy: map[string]bool{},
+		blobs: map[string]string{}, busy: map[string]bool{}, tracked: map[string]volume.Checkpoint{},
 	}
 }
 
@@ -95,6 +119,7 @@ func (d *disk) clone() *disk {
 	c := newDisk()
 	c.content, c.size, c.blobs, c.busy = maps.Clone(d.content), maps.Clone(d.size), maps.Clone(d.blobs), maps.Clone(d.busy)
 	maps.Copy(c.holds, d.holds)
+	maps.Copy(c.tracked, d.tracked)
 	c.reflink = d.reflink
 	return c
 }
@@ -180,31 +205,58 @@ func (d *driver) Size(_ context.Context, s volume.Spec) (size int64, err error) 
 	return size, err
 }
 
-func (d *driver) Freeze(_ context.Context, hold string, specs []volume.Spec) (in volume.Instant, err error) {
+func (d *driver) Freeze(ctx context.Context, hold string, specs []volume.Spec, within func(context.Context) error) (in volume.Instant, err error) {
 	err = d.f.do("Freeze", func() error {
+		shot, err := d.shoot(specs)
+		if err != nil {
+			return err
+		}
+		if within != nil {
+			if err := within(ctx); err != nil {
+				return err
+			}
+		}
 		d.mu.Lock()
 		defer d.mu.Unlock()
-		shot := &instant{d: d, at: d.clock(), durable: d.reflink}
-		kept := map[string]string{}
-		for _, s := range specs {
-			key := d.key(s)
-			content, ok := d.content[key]
-			if !ok {
-				return errs.New(errs.Unavailable, "volume %s has vanished", s.ID)
-			}
-			if d.busy[key] {
-				return errs.New(errs.Busy, "volume %s is open for writing elsewhere; please try later", s.ID)
-			}
-			kept[key] = content
-			shot.sources = append(shot.sources, &source{key: key, id: s.ID, content: content, size: d.size[key]})
-		}
 		if d.reflink {
+			kept := map[string]string{}
+			for _, s := range shot.sources {
+				kept[s.key] = s.content
+			}
 			d.holds[d.holdKey(hold)] = kept
 		}
+		d.order = append(d.order, d.kind()+" end")
 		in = shot
 		return nil
 	})
 	return in, err
+}
+
+// shoot takes what the volumes hold now.
+func (d *driver) shoot(specs []volume.Spec) (*instant, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	shot := &instant{d: d, at: d.clock(), durable: d.reflink}
+	for _, s := range specs {
+		key := d.key(s)
+		content, ok := d.content[key]
+		if !ok {
+			return nil, errs.New(errs.Unavailable, "volume %s has vanished", s.ID)
+		}
+		if d.busy[key] {
+			return nil, errs.New(errs.Busy, "volume %s is open for writing elsewhere; please try later", s.ID)
+		}
+		shot.sources = append(shot.sources, &source{key: key, id: s.ID, content: content, size: d.size[key]})
+	}
+	d.order = append(d.order, d.kind()+" begin")
+	return shot, nil
+}
+
+func (d *driver) kind() string {
+	if d.registered {
+		return service.DriverRegistered
+	}
+	return service.DriverManaged
 }
 
 func (d *driver) holdKey(hold string) string { return fmt.Sprintf("%v/%s", d.registered, hold) }
@@ -268,6 +320,17 @@ func (i *instant) Source(n int) volume.Source  { return i.sources[n] }
 func (i *instant) Close() error                { return nil }
 func (i *instant) Check(context.Context) error { return i.d.f.do("Check", i.check) }
 
+func (i *instant) Settle(_ context.Context, checkpoints []volume.Checkpoint) error {
+	return i.d.f.do("Settle", func() error {
+		i.d.mu.Lock()
+		defer i.d.mu.Unlock()
+		for n, s := range i.sources {
+			i.d.tracked[s.key] = checkpoints[n]
+		}
+		return nil
+	})
+}
+
 func (i *instant) check() error {
 	for _, s := range i.sources {
 		if now, _ := i.d.get(s.key); now != s.content {
@@ -291,6 +354,7 @@ func (s *source) Data(context.Context, int64) (extent.Range, error) {
 func (s *source) Changed(context.Context, volume.Checkpoint, int64) (extent.Range, error) {
 	return extent.Range{}, volume.ErrNoBase
 }
+func (s *source) Audit(context.Context, volume.Checkpoint) ([]extent.Range, error) { return nil, nil }
 
 type target struct {
 	source

@@ -45,7 +45,8 @@ type Probe struct {
 	Device    bool // block device
 }
 
-// Checkpoint is a driver's mark to track changes from.
+// Checkpoint names the content that changes are tracked from: that of a point,
+// as Tree.Checkpoint and the engine tell it.
 type Checkpoint string
 
 // Capabilities are a driver's optional powers, as data.
@@ -80,7 +81,14 @@ type Driver interface {
 
 	// Freeze holds one instant of all specs, all or none, under the name
 	// hold (a job id). errs.Busy: somebody has a volume open for writing.
-	Freeze(ctx context.Context, hold string, specs []Spec) (Instant, error)
+	//
+	// within, unless nil, is called once, while all of specs are held still:
+	// their instant is a moment within it, and the Instant's Time one before
+	// it. So freezes of several drivers nest, and the moment of the innermost
+	// is that of all. It gets a ctx that ends with Freeze's. If it fails,
+	// Freeze fails with its error and holds nothing; a Freeze that fails
+	// before has not called it.
+	Freeze(ctx context.Context, hold string, specs []Spec, within func(ctx context.Context) error) (Instant, error)
 
 	// Reopen gives the instant that an earlier process held durably under
 	// hold, or ErrNoInstant.
@@ -109,6 +117,12 @@ type Instant interface {
 	// that what was read could be a mixture. A durable Instant never changes.
 	// Call it after the last read.
 	Check(ctx context.Context) error
+	// Settle says that the points taken of this instant are committed: changes
+	// of the i-th source are tracked from checkpoints[i] on, which is what it
+	// showed at the instant. An instant that is dropped without it leaves
+	// tracking as it was, with what changed since counted in. When Settle fails
+	// the next capture may have to read everything; nothing else is lost.
+	Settle(ctx context.Context, checkpoints []Checkpoint) error
 	// Close frees locks and descriptors. A durable instant stays for Reopen
 	// until Drop.
 	Close() error
@@ -125,6 +139,39 @@ type Source interface {
 	// Changed returns the first range at or after off that may differ from
 	// base, or io.EOF when nothing follows. ErrNoBase: changes are unknown.
 	Changed(ctx context.Context, base Checkpoint, off int64) (extent.Range, error)
+	// Audit lists ranges that Changed(base) leaves out and that the caller
+	// shall compare with the base all the same: a few MiB, in no order, nil for
+	// none. The driver rotates them, but only from one Settle to the next: who
+	// has to capture again then meets the same untruth again. It is called only
+	// after Changed knew base.
+	Audit(ctx context.Context, base Checkpoint) ([]extent.Range, error)
+}
+
+// Tree is the content of a point, read from the repository on demand. Any
+// number of goroutines may read. The point must not be deleted meanwhile.
+type Tree interface {
+	// Ref names the point so that it can be opened again after a restart.
+	// Opaque to drivers.
+	Ref() string
+	// Checkpoint names the content: two trees (or a tree and a driver's
+	// tracking) with an equal one hold equal bytes and have the same size.
+	Checkpoint() Checkpoint
+	Size() int64 // bytes
+	// ReadAt fills buf whole; aligned multiples of 64 KiB are fastest.
+	// errs.Corrupt: damaged in every copy; errs.Unavailable: the repository
+	// does not answer, worth another try.
+	ReadAt(ctx context.Context, buf []byte, off int64) error
+	// Data returns the first range at or after off that may hold anything
+	// but zeros, or io.EOF when only zeros follow.
+	Data(ctx context.Context, off int64) (extent.Range, error)
+	// Differs returns the first range at or after off in which the content may
+	// differ from another tree's of the same repository, or io.EOF. Chunks are
+	// compared whole, and only subtrees whose hashes differ are visited. What
+	// lies behind the end of the smaller one is not listed: callers handle
+	// sizes.
+	Differs(ctx context.Context, from Tree, off int64) (extent.Range, error)
+	// Close gives memory back. Nobody reads any more.
+	Close() error
 }
 
 // Target is a volume opened for being overwritten. WriteAt, ReadAt and Zero

@@ -201,6 +201,10 @@ func (s *fileSource) Data(_ context.Context, off int64) (extent.Range, error) {
 	return extent.Range{Off: start, Len: end - start}, err
 }
 
+func (s *fileSource) Audit(context.Context, volume.Checkpoint) ([]extent.Range, error) {
+	return nil, nil
+}
+
 func (s *fileSource) Changed(_ context.Context, _ volume.Checkpoint, off int64) (extent.Range, error) {
 	i, _ := slices.BinarySearchFunc(s.changed, off, func(r extent.Range, off int64) int {
 		if r.End() <= off {

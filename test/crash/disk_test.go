@@ -228,8 +228,15 @@ func (d *driver) Size(_ context.Context, s volume.Spec) (int64, error) {
 
 func (d *driver) holdKey(hold string) string { return fmt.Sprintf("%v/%s", d.registered, hold) }
 
-func (d *driver) Freeze(_ context.Context, hold string, specs []volume.Spec) (volume.Instant, error) {
+// Freeze holds the volumes at one moment. Nobody writes to them while it runs,
+// so they are held still before and after within.
+func (d *driver) Freeze(ctx context.Context, hold string, specs []volume.Spec, within func(context.Context) error) (volume.Instant, error) {
 	at := d.tick()
+	if within != nil {
+		if err := within(ctx); err != nil {
+			return nil, err
+		}
+	}
 	shot := &instant{d: d, hold: hold, at: at}
 	err := d.change("freeze", specs[0], func() error {
 		shot.durable = d.reflink
@@ -301,6 +308,8 @@ func (i *instant) Durable() bool              { return i.durable }
 func (i *instant) Source(n int) volume.Source { return i.sources[n] }
 func (i *instant) Close() error               { return nil }
 
+func (i *instant) Settle(context.Context, []volume.Checkpoint) error { return nil }
+
 func (i *instant) Check(context.Context) error {
 	if hook := i.d.onCheck; hook != nil {
 		hook(i.hold)
@@ -356,6 +365,8 @@ func (s *source) Data(_ context.Context, off int64) (r extent.Range, err error) 
 func (s *source) Changed(context.Context, volume.Checkpoint, int64) (extent.Range, error) {
 	return extent.Range{}, volume.ErrNoBase
 }
+
+func (s *source) Audit(context.Context, volume.Checkpoint) ([]extent.Range, error) { return nil, nil }
 
 // target is a volume that is being overwritten.
 type target struct{ source }

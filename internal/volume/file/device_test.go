@@ -23,7 +23,7 @@ func registeredLoop(t *testing.T, size int64, flags ...string) (r *Registered, s
 
 func wantBusy(t *testing.T, r *Registered, s volume.Spec, why string) {
 	t.Helper()
-	_, err := r.Freeze(t.Context(), "busy", []volume.Spec{s})
+	_, err := r.Freeze(t.Context(), "busy", []volume.Spec{s}, nil)
 	wantKind(t, err, errs.Busy, s)
 	if !strings.Contains(errs.Message(err), why) {
 		t.Fatalf("message %q does not say “%s”", errs.Message(err), why)
@@ -72,7 +72,7 @@ func TestMountedPartition(t *testing.T) {
 	ok(t, in.Check(t.Context()))
 	ok(t, in.Close())
 
-	in, err = r.Freeze(t.Context(), "part", []volume.Spec{part})
+	in, err = r.Freeze(t.Context(), "part", []volume.Spec{part}, nil)
 	ok(t, err)
 	defer func() { ok(t, in.Close()) }()
 	change(t, part.Path, []byte("x"), 5000)

@@ -24,7 +24,7 @@ func held(t *testing.T) (m *Managed, specs []volume.Spec) {
 		ok(t, m.Create(t.Context(), s))
 		specs = append(specs, s)
 	}
-	in, err := m.Freeze(t.Context(), "job", specs)
+	in, err := m.Freeze(t.Context(), "job", specs, nil)
 	ok(t, err)
 	if !in.Durable() {
 		t.Fatal("no reflink on a filesystem that has them")
@@ -136,7 +136,7 @@ func TestReopenWrong(t *testing.T) {
 		t.Fatalf("a damaged record: %v, want ErrNoInstant and Corrupt", err)
 	}
 	// Freeze takes a new instant over it.
-	in, err := m.Freeze(ctx, "job", specs)
+	in, err := m.Freeze(ctx, "job", specs, nil)
 	ok(t, err)
 	ok(t, in.Close())
 	in, err = m.Reopen(ctx, "job", specs[1:])

@@ -51,11 +51,11 @@ func (d *disks) settle(hold string, in *instant) {
 // Freeze holds one instant of all specs: by reflink if every one can be
 // cloned into our folder, else by locks that last until Close. What an
 // earlier process left under the same hold is dropped first.
-func (d *disks) Freeze(ctx context.Context, hold string, specs []volume.Spec) (volume.Instant, error) {
+func (d *disks) Freeze(ctx context.Context, hold string, specs []volume.Spec, within func(context.Context) error) (volume.Instant, error) {
 	if err := d.begin(hold); err != nil {
 		return nil, err
 	}
-	in, err := d.freeze(ctx, hold, specs)
+	in, err := d.freeze(ctx, hold, specs, within)
 	d.settle(hold, in)
 	if err != nil {
 		return nil, err
@@ -63,7 +63,7 @@ func (d *disks) Freeze(ctx context.Context, hold string, specs []volume.Spec) (v
 	return in, nil
 }
 
-func (d *disks) freeze(ctx context.Context, hold string, specs []volume.Spec) (*instant, error) {
+func (d *disks) freeze(ctx context.Context, hold string, specs []volume.Spec, within func(context.Context) error) (*instant, error) {
 	if len(specs) == 0 {
 		return nil, errs.New(errs.Internal, "hold %s names no volume", hold)
 	}
@@ -91,6 +91,11 @@ func (d *disks) freeze(ctx context.Context, hold string, specs []volume.Spec) (*
 	}
 	// From here to the clones, or to Close, nobody can have written unseen.
 	in := &instant{disks: d, hold: hold, at: time.Now().UTC()}
+	if within != nil {
+		if err := within(ctx); err != nil {
+			return nil, errors.Join(err, release())
+		}
+	}
 	files, err := d.clone(hold, guards)
 	if errors.Is(err, errNoReflink) {
 		for _, g := range guards {
@@ -159,6 +164,9 @@ func (in *instant) Check(ctx context.Context) error {
 	}
 	return nil
 }
+
+// Settle does nothing: changes are not tracked.
+func (in *instant) Settle(context.Context, []volume.Checkpoint) error { return nil }
 
 func (in *instant) Close() error {
 	d := in.disks

@@ -31,7 +31,7 @@ func register(t *testing.T, r *Registered, path string) volume.Spec {
 
 func freeze(t *testing.T, r *Registered, s volume.Spec) volume.Instant {
 	t.Helper()
-	in, err := r.Freeze(t.Context(), "hold", []volume.Spec{s})
+	in, err := r.Freeze(t.Context(), "hold", []volume.Spec{s}, nil)
 	ok(t, err)
 	t.Cleanup(func() { ok(t, in.Close()) })
 	return in
@@ -76,7 +76,7 @@ func TestOpenElsewhere(t *testing.T) {
 			a := start(t, c.role, s.Path)
 			try := func(freeze, target bool) {
 				t.Helper()
-				in, err := r.Freeze(t.Context(), "hold", []volume.Spec{s})
+				in, err := r.Freeze(t.Context(), "hold", []volume.Spec{s}, nil)
 				if freeze {
 					ok(t, err)
 					ok(t, in.Check(t.Context()))
@@ -160,7 +160,7 @@ func TestWriterIsNotHeldUp(t *testing.T) {
 	}
 	act(t, "poke", s.Path) // would end after lease-break-time at the earliest, and after Close at the latest
 	wantChanged(t, in.Source(0).ReadAt(t.Context(), make([]byte, 10), 0), s)
-	in2, err := r.Freeze(t.Context(), "other", []volume.Spec{s})
+	in2, err := r.Freeze(t.Context(), "other", []volume.Spec{s}, nil)
 	wantKind(t, err, errs.Busy, s) // ours still
 	if in2 != nil {
 		t.Fatal("an instant came with an error")
@@ -188,7 +188,7 @@ func TestGoneOrReplacedBefore(t *testing.T) {
 		t.Helper()
 		_, err := r.Size(t.Context(), s)
 		wantKind(t, err, k, s)
-		_, err = r.Freeze(t.Context(), "hold", []volume.Spec{s})
+		_, err = r.Freeze(t.Context(), "hold", []volume.Spec{s}, nil)
 		wantKind(t, err, k, s)
 		_, err = r.OpenTarget(t.Context(), s)
 		wantKind(t, err, k, s)

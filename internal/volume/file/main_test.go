@@ -88,7 +88,7 @@ func playUnleased(path, holds string) error {
 	if err != nil {
 		return err
 	}
-	in, err := r.Freeze(ctx, "unleased", []volume.Spec{{ID: "vol-UNLEASED", Path: p.Path, Identity: p.Identity}})
+	in, err := r.Freeze(ctx, "unleased", []volume.Spec{{ID: "vol-UNLEASED", Path: p.Path, Identity: p.Identity}}, nil)
 	if err != nil {
 		return err
 	}

@@ -82,7 +82,7 @@ func TestRunningQEMU(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			r, s := registered(t)
 			serve(t, s.Path, c.flags)
-			in, err := r.Freeze(t.Context(), "hold", []volume.Spec{s})
+			in, err := r.Freeze(t.Context(), "hold", []volume.Spec{s}, nil)
 			if c.freeze {
 				ok(t, err)
 				ok(t, in.Check(t.Context()))

@@ -107,6 +107,9 @@ func (s *source) Changed(context.Context, volume.Checkpoint, int64) (extent.Rang
 	return extent.Range{}, volume.ErrNoBase
 }
 
+// Audit lists nothing: there is no tracking to mistrust.
+func (s *source) Audit(context.Context, volume.Checkpoint) ([]extent.Range, error) { return nil, nil }
+
 // sequential tells the kernel how f will be read. It is advice.
 func sequential(f *os.File) {
 	raw, err := f.SyscallConn()

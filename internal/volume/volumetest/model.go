@@ -112,7 +112,7 @@ func (m *model) close(rt *rapid.T) {
 func (m *model) freeze(rt *rapid.T) {
 	m.close(rt)
 	ctx := m.t.Context()
-	in, err := m.h.Driver.Freeze(ctx, "model", []volume.Spec{m.spec})
+	in, err := m.h.Driver.Freeze(ctx, "model", []volume.Spec{m.spec}, nil)
 	ok(rt, err)
 	got := make([]byte, len(m.want))
 	rerr := in.Source(0).ReadAt(ctx, got, 0)

@@ -80,7 +80,7 @@ func testAbsent(t *testing.T, h Harness) {
 	s := h.Absent(t)
 	_, err := h.Driver.Size(ctx, s)
 	refused(t, err, errs.NotFound)
-	_, err = h.Driver.Freeze(ctx, "absent", []volume.Spec{s})
+	_, err = h.Driver.Freeze(ctx, "absent", []volume.Spec{s}, nil)
 	refused(t, err, errs.NotFound)
 	_, err = h.Driver.OpenTarget(ctx, s)
 	refused(t, err, errs.NotFound)
@@ -102,6 +102,9 @@ func testFreshIsZero(t *testing.T, h Harness) {
 	}
 	if _, err := src.Changed(t.Context(), "none", 0); !h.Driver.Capabilities().Tracking && !errors.Is(err, volume.ErrNoBase) {
 		t.Fatalf("Changed without tracking: %v, want ErrNoBase", err)
+	}
+	if rs, err := src.Audit(t.Context(), "none"); !h.Driver.Capabilities().Tracking && (err != nil || len(rs) > 0) {
+		t.Fatalf("Audit without tracking: %v, %v", rs, err)
 	}
 	ok(t, in.Check(t.Context()))
 }
@@ -178,7 +181,7 @@ func testTargetIsExclusive(t *testing.T, h Harness) {
 	ok(t, err)
 	_, err = h.Driver.OpenTarget(ctx, s)
 	refused(t, err, errs.Busy)
-	_, err = h.Driver.Freeze(ctx, "second", []volume.Spec{s})
+	_, err = h.Driver.Freeze(ctx, "second", []volume.Spec{s}, nil)
 	refused(t, err, errs.Busy)
 	ok(t, g.WriteAt(ctx, []byte("mine"), 0))
 	ok(t, g.Sync(ctx))
@@ -189,7 +192,7 @@ func testTargetIsExclusive(t *testing.T, h Harness) {
 func testAllOrNone(t *testing.T, h Harness) {
 	ctx := t.Context()
 	a, b, gone := h.New(t, mib), h.New(t, mib), h.Absent(t)
-	_, err := h.Driver.Freeze(ctx, "both", []volume.Spec{a, gone})
+	_, err := h.Driver.Freeze(ctx, "both", []volume.Spec{a, gone}, nil)
 	refused(t, err, errs.NotFound)
 	edit(t, h, a, func(volume.Target) {}) // nothing was kept locked
 	if _, err := h.Driver.Reopen(ctx, "both", []volume.Spec{a}); !errors.Is(err, volume.ErrNoInstant) {
@@ -198,7 +201,7 @@ func testAllOrNone(t *testing.T, h Harness) {
 
 	g, err := h.Driver.OpenTarget(ctx, b)
 	ok(t, err)
-	_, err = h.Driver.Freeze(ctx, "both", []volume.Spec{a, b})
+	_, err = h.Driver.Freeze(ctx, "both", []volume.Spec{a, b}, nil)
 	refused(t, err, errs.Busy)
 	ok(t, g.Close())
 	edit(t, h, a, func(g volume.Target) { ok(t, g.WriteAt(ctx, []byte("a"), 0)) })
@@ -299,7 +302,7 @@ func testHolds(t *testing.T, h Harness) {
 	}
 
 	// Drop also ends an instant that is open.
-	in, err = h.Driver.Freeze(ctx, "open", specs)
+	in, err = h.Driver.Freeze(ctx, "open", specs, nil)
 	ok(t, err)
 	ok(t, h.Driver.Drop(ctx, "open"))
 	edit(t, h, a, func(volume.Target) {})
@@ -314,7 +317,7 @@ func testCancelled(t *testing.T, h Harness) {
 	s := h.New(t, mib)
 	gone, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := h.Driver.Freeze(gone, "cancelled", []volume.Spec{s}); !errors.Is(err, context.Canceled) {
+	if _, err := h.Driver.Freeze(gone, "cancelled", []volume.Spec{s}, nil); !errors.Is(err, context.Canceled) {
 		t.Fatalf("Freeze: %v, want context.Canceled", err)
 	}
 	in := freeze(t, h, "not-cancelled", s)

@@ -49,6 +49,8 @@ func Run(t *testing.T, open func(t *testing.T) Harness) {
 		{"TargetIsExclusive", testTargetIsExclusive},
 		{"AllOrNone", testAllOrNone},
 		{"Instant", testInstant},
+		{"Within", testWithin},
+		{"WithinFails", testWithinFails},
 		{"ChangeIsNoticed", testChangeIsNoticed},
 		{"Holds", testHolds},
 		{"Cancelled", testCancelled},
@@ -126,7 +128,7 @@ func edit(t testing.TB, h Harness, s volume.Spec, fn func(volume.Target)) {
 // freeze takes an instant that the test lets go of.
 func freeze(t testing.TB, h Harness, hold string, specs ...volume.Spec) volume.Instant {
 	t.Helper()
-	in, err := h.Driver.Freeze(t.Context(), hold, specs)
+	in, err := h.Driver.Freeze(t.Context(), hold, specs, nil)
 	ok(t, err)
 	t.Cleanup(func() {
 		if err := in.Close(); err != nil {
