@@ -73,7 +73,7 @@ func (s *session) Capture(ctx context.Context, spec CaptureSpec, progress Progre
 	if err != nil {
 		return Captured{}, err
 	}
-	p, err := newPlan(ctx, spec, parent)
+	p, audit, err := s.plan(ctx, &spec, parent)
 	if err != nil {
 		return Captured{}, err
 	}
@@ -105,16 +105,14 @@ func (s *session) Capture(ctx context.Context, spec CaptureSpec, progress Progre
 		w.Abort()
 		return Captured{}, fmt.Errorf("capture %s of %s: %w", spec.Meta.Snapshot, spec.Meta.Resource, err)
 	}
-	if p.tracked() {
-		spec.Meta.CBT = CBTTracked
-	}
 	point, err := w.Finish(ctx, spec.manifest(size))
 	if err != nil {
 		return Captured{}, fmt.Errorf("finish %s: %w", spec.Meta.Snapshot, err)
 	}
 	return Captured{
 		Ref:        PointRef{Snapshot: spec.Meta.Snapshot, Pack: point.Pack.ID.String(), Hash: point.Content.String()},
-		AddedBytes: point.AddedBytes, SourceBytes: size, ReadBytes: c.read, NewChunks: c.fresh, CBT: spec.Meta.CBT,
+		AddedBytes: point.AddedBytes, SourceBytes: size, ReadBytes: c.read, NewChunks: c.fresh,
+		CBT: spec.Meta.CBT, Reason: spec.Meta.Reason, Checkpoint: checkpoint(size, point.Root), Audit: audit,
 	}, nil
 }
 

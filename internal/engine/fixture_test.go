@@ -235,7 +235,7 @@ func (r *rig) spec(src volume.Source, parent *PointRef) CaptureSpec {
 	r.n++
 	m := PointMeta{
 		Snapshot: fmt.Sprintf("ss-%08d", r.n), Resource: "vol-TEST0001", Name: "näme", Full: parent == nil,
-		CreateTime: time.Unix(1, 0).UTC(), SnapshotTime: time.Unix(2, 0).UTC(),
+		CreateTime: time.Unix(1, 0).UTC(), SnapshotTime: time.Unix(2, 0).UTC(), CBT: CBTScan, Reason: "because",
 	}
 	if parent != nil {
 		m.Parent = parent.Snapshot

@@ -18,20 +18,28 @@ type plan struct {
 	base volume.Checkpoint // changes since then are known; "": all data is read
 }
 
-// newPlan asks whether changes are known; if they are not, everything is read.
+// newPlan asks whether changes since the parent's content are known; if they
+// are not, everything is read.
 func newPlan(ctx context.Context, spec CaptureSpec, parent *repo.Root) (plan, error) {
 	p := plan{src: spec.Source}
-	if parent == nil || spec.Base == "" {
+	if parent == nil {
 		return p, nil
 	}
-	switch _, err := spec.Source.Changed(ctx, spec.Base, 0); {
+	base := checkpoint(spec.Source.Size(), *parent)
+	switch _, err := spec.Source.Changed(ctx, base, 0); {
 	case errors.Is(err, volume.ErrNoBase):
 	case err != nil && !errors.Is(err, io.EOF):
 		return p, fmt.Errorf("ask %s for its changes: %w", spec.Meta.Resource, err)
 	default:
-		p.base = spec.Base
+		p.base = base
 	}
 	return p, nil
+}
+
+// checkpoint names a content: its tree's root hash, which every byte decides,
+// with the level and the volume's exact size.
+func checkpoint(size int64, root repo.Root) volume.Checkpoint {
+	return volume.Checkpoint(fmt.Sprintf("%d/%d/%s", root.Level, size, root.Ref.ID))
 }
 
 // tracked reports whether what each leaves out is as in the parent. Else it

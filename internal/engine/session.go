@@ -11,6 +11,9 @@ import (
 type session struct {
 	e *Engine
 	s *repo.Session
+	// untrue says of which resources an audit found the tracking wrong. Captures
+	// run one at a time.
+	untrue map[string]Audit
 }
 
 // OpenSession starts, or after a crash adopts, a job's session.
@@ -19,7 +22,7 @@ func (e *Engine) OpenSession(ctx context.Context, id string, term int64, reg Reg
 	if err != nil {
 		return nil, fmt.Errorf("open session %s in term %d: %w", id, term, err)
 	}
-	return &session{e: e, s: s}, nil
+	return &session{e: e, s: s, untrue: map[string]Audit{}}, nil
 }
 
 func (s *session) Hits() []string {

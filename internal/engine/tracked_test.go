@@ -14,8 +14,8 @@ import (
 	"cairn/internal/volume"
 )
 
-// trackedVolume knows its changes since marks, in units as a driver's bitmap
-// has them.
+// trackedVolume knows its changes since checkpoints, in units as a driver's
+// bitmap has them.
 type trackedVolume struct {
 	*memVolume
 	unit  int64
@@ -27,7 +27,7 @@ func newTracked(size, unit int64) *trackedVolume {
 	return &trackedVolume{memVolume: newVolume(size), unit: unit, marks: map[volume.Checkpoint][]extent.Range{}}
 }
 
-// mark begins to note changes under a name.
+// mark begins to note changes since a checkpoint.
 func (v *trackedVolume) mark(c volume.Checkpoint) { v.marks[c] = nil }
 
 // dirty says that a range changed, or that the driver thinks so.
@@ -64,25 +64,6 @@ func (v *trackedVolume) Changed(_ context.Context, base volume.Checkpoint, off i
 		}
 	}
 	return extent.Range{}, io.EOF
-}
-
-// takeTracked captures what changed since base.
-func (r *rig) takeTracked(src volume.Source, parent PointRef, base volume.Checkpoint) Captured {
-	r.t.Helper()
-	spec := r.spec(src, &parent)
-	spec.Base, spec.Meta.CBT = base, CBTScan
-	reg := newRegistry()
-	s, err := r.e.OpenSession(r.t.Context(), "job", 1, reg)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	defer s.Close()
-	c, err := s.Capture(r.t.Context(), spec, nil)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	r.commit(s, reg)
-	return c
 }
 
 // A capture that reads only the driver's changes gives the root that a scan
@@ -123,10 +104,10 @@ func TestTrackedIsAScan(t *testing.T) {
 		for range rapid.IntRange(0, 6).Draw(rt, "writes") {
 			change()
 		}
-		v.mark("0")
 		last := r.take(v, nil)
+		v.mark(last.Checkpoint)
 		for step := range rapid.IntRange(1, 4).Draw(rt, "steps") {
-			base, next := volume.Checkpoint(rune('0'+step)), volume.Checkpoint(rune('1'+step))
+			base := last.Checkpoint
 			for range rapid.IntRange(0, 6).Draw(rt, "changes") {
 				change()
 			}
@@ -137,8 +118,8 @@ func TestTrackedIsAScan(t *testing.T) {
 				want = CBTScan
 			}
 			v.read = 0
-			inc := r.takeTracked(v, last.Ref, base)
-			v.mark(next)
+			inc := r.take(v, &last.Ref)
+			v.mark(inc.Checkpoint)
 			if inc.CBT != want || inc.ReadBytes != v.read {
 				rt.Fatalf("found by %q, %d bytes read and %d reported; want %q", inc.CBT, v.read, inc.ReadBytes, want)
 			}
@@ -182,9 +163,9 @@ func TestTrackedUnchanged(t *testing.T) {
 		t.Fatal(err)
 	}
 	full := r.take(v, nil)
-	v.mark("now")
+	v.mark(full.Checkpoint)
 	v.read = 0
-	inc := r.takeTracked(v, full.Ref, "now")
+	inc := r.take(v, &full.Ref)
 	if v.read != 0 || inc.ReadBytes != 0 || inc.AddedBytes >= 4096 || r.root(inc.Ref) != r.root(full.Ref) {
 		t.Errorf("%d bytes were read, %d stored; roots %s and %s", v.read, inc.AddedBytes, r.root(inc.Ref), r.root(full.Ref))
 	}
@@ -202,7 +183,6 @@ func TestTrackedNonsense(t *testing.T) {
 			t.Fatal(err)
 		}
 		spec := r.spec(nonsense{v, bad}, &full.Ref)
-		spec.Base = "base"
 		if _, err := s.Capture(t.Context(), spec, nil); err == nil {
 			t.Errorf("%+v was taken for an answer", bad)
 		}

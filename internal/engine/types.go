@@ -13,6 +13,7 @@ package engine
 import (
 	"time"
 
+	"cairn/internal/extent"
 	"cairn/internal/volume"
 )
 
@@ -52,12 +53,10 @@ type PointMeta struct {
 type CaptureSpec struct {
 	Meta   PointMeta
 	Source volume.Source
-	// Parent is the point whose tree is inherited where nothing changed.
-	// nil: write every node afresh (a full).
+	// Parent is the point whose tree is inherited where nothing changed. Only
+	// what changed since its content is read, if the source knows that; else
+	// all data. nil: write every node afresh (a full) and read all data.
 	Parent *PointRef
-	// Base is the driver's mark of the moment that Parent shows: only what
-	// changed since is read, if the driver knows it. "": all data is read.
-	Base volume.Checkpoint
 }
 
 // How the changes of a point were found.
@@ -72,9 +71,19 @@ type Captured struct {
 	Ref         PointRef
 	AddedBytes  int64 // bytes of the repository that this point added: chunks, nodes and manifest
 	SourceBytes int64 // volume size
-	ReadBytes   int64 // bytes read from the source
+	ReadBytes   int64 // bytes read from the source; those of the audit come on top
 	NewChunks   int64
-	CBT         string // as in the manifest: the caller's word, or CBTTracked
+	CBT         string            // as in the manifest: the caller's word, or CBTTracked
+	Reason      string            // as in the manifest: the caller's word, and what an audit found wrong
+	Checkpoint  volume.Checkpoint // names the content, as its Tree does
+	Audit       Audit
+}
+
+// Audit is what came of comparing chunks that the source called unchanged with
+// the parent's.
+type Audit struct {
+	Bytes int64          // compared
+	Wrong []extent.Range // in which they differ, in order. Any: everything was read
 }
 
 // Progress is called with bytes done out of total. It is cheap and may be

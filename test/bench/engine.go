@@ -89,7 +89,7 @@ func newEngineRig(ctx context.Context, dir string) (*engineRig, error) {
 func (r *engineRig) close() error { return r.repo.Close() }
 
 // take captures src and publishes it, as a job does, and says how long it took.
-func (r *engineRig) take(ctx context.Context, src volume.Source, parent *engine.PointRef, base volume.Checkpoint) (c engine.Captured, took time.Duration, err error) {
+func (r *engineRig) take(ctx context.Context, src volume.Source, parent *engine.PointRef) (c engine.Captured, took time.Duration, err error) {
 	if err := syncDir(r.dir); err != nil {
 		return c, 0, err
 	}
@@ -107,7 +107,7 @@ func (r *engineRig) take(ctx context.Context, src volume.Source, parent *engine.
 	if parent != nil {
 		meta.Parent = parent.Snapshot
 	}
-	if c, err = s.Capture(ctx, engine.CaptureSpec{Meta: meta, Source: src, Parent: parent, Base: base}, nil); err != nil {
+	if c, err = s.Capture(ctx, engine.CaptureSpec{Meta: meta, Source: src, Parent: parent}, nil); err != nil {
 		return c, 0, err
 	}
 	err = s.Committed(ctx)

@@ -86,19 +86,19 @@ func trackedOnce(ctx context.Context, dir string, days []string, diff []extent.R
 		}
 		defer sources[i].f.Close()
 	}
-	full, took, err := r.take(ctx, sources[0], nil, "")
+	full, took, err := r.take(ctx, sources[0], nil)
 	if err != nil {
 		return t, err
 	}
 	t.Full, t.Data = took, full.ReadBytes
-	same, took, err := r.take(ctx, sources[0], &full.Ref, "full")
+	same, took, err := r.take(ctx, sources[0], &full.Ref)
 	if err != nil {
 		return t, err
 	}
 	t.Nothing, t.NothingBytes = took, same.AddedBytes
 	sources[1].changed = extent.Align(slices.Clone(diff), repo.ChunkSize, sources[1].size)
 	t.Changed = extent.Total(sources[1].changed)
-	second, took, err := r.take(ctx, sources[1], &same.Ref, "same")
+	second, took, err := r.take(ctx, sources[1], &same.Ref)
 	if err != nil {
 		return t, err
 	}
@@ -166,7 +166,7 @@ func (l *link) grow(ctx context.Context, src *fileSource) (time.Duration, error)
 	if l.last.Snapshot != "" {
 		parent = &l.last
 	}
-	c, took, err := l.take(ctx, src, parent, "last")
+	c, took, err := l.take(ctx, src, parent)
 	l.last = c.Ref
 	return took, err
 }
