@@ -32,7 +32,11 @@ func (c *creation) capture(ctx context.Context, session engine.Session) error {
 			return err
 		}
 		c.run.Log.Info("volume captured", "snapshot", c.points[i].ID, "volume", c.points[i].ResourceID,
-			"read_bytes", got.ReadBytes, "added_bytes", got.AddedBytes)
+			"read_bytes", got.ReadBytes, "added_bytes", got.AddedBytes, "cbt", got.CBT, "audit_bytes", got.Audit.Bytes)
+		if len(got.Audit.Wrong) > 0 {
+			c.run.Log.Error("the change tracking of a volume was wrong; everything was read", "snapshot", c.points[i].ID,
+				"volume", c.points[i].ResourceID, "audit_bytes", got.Audit.Bytes, "wrong", got.Audit.Wrong)
+		}
 		c.took = append(c.took, got)
 	}
 	return nil
@@ -87,6 +91,7 @@ func (c *creation) commitPoint(tx Tx, i int, got engine.Captured) error {
 	p.Status, p.StatusTime, p.Transition = chain.Available, c.s.now(), ""
 	p.IsTaken, p.SnapshotTime = true, c.notes.Time
 	p.SizeBytes = got.AddedBytes
+	p.CBT, p.Reason = got.CBT, got.Reason
 	p.ManifestPack, p.ManifestHash = got.Ref.Pack, got.Ref.Hash
 	if err := tx.UpdateSnapshot(p); err != nil {
 		return err
@@ -98,15 +103,15 @@ func (c *creation) commitPoint(tx Tx, i int, got engine.Captured) error {
 }
 
 // info says which points are fulls although the caller did not ask for any,
-// and why.
+// and why, and of which volumes the tracking was found wrong.
 func (c *creation) info() string {
-	if c.params.Full {
-		return ""
-	}
 	var say []string
-	for _, p := range c.points {
-		if p.Full {
+	for i, p := range c.points {
+		if p.Full && !c.params.Full {
 			say = append(say, fmt.Sprintf("%s is a full, because %s", p.ID, p.Reason))
+		}
+		if finding := c.took[i].Audit.Finding(p.ResourceID); finding != "" {
+			say = append(say, p.ID+": "+finding)
 		}
 	}
 	return strings.Join(say, "; ")

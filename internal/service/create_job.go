@@ -71,10 +71,11 @@ func (h createJob) Do(ctx context.Context, run *job.Run) error {
 	if err := c.captureAndCommit(ctx, session); err != nil {
 		return err
 	}
-	// The points are real. What fails from here on costs space, never data,
-	// and must not look like a failure of the job. Nor may the job's end, which
-	// fences this run off, keep it from letting go.
+	// The points are real. What fails from here on costs space or time, never
+	// data, and must not look like a failure of the job. Nor may the job's end,
+	// which fences this run off, keep it from letting go.
 	ctx = context.WithoutCancel(ctx)
+	c.settleTracking(ctx)
 	if err := session.Committed(ctx); err != nil {
 		run.Log.Warn("publish the session's chunks to the index", "error", err)
 	}
@@ -114,15 +115,29 @@ func (c *creation) captureAndCommit(ctx context.Context, session engine.Session)
 }
 
 // committed reports whether the points are real although the commit failed:
-// only its answer was lost.
+// only its answer was lost. The job's end, which fences this run off, must not
+// keep it from finding that out.
 func (c *creation) committed(ctx context.Context) bool {
 	done := false
-	err := c.s.store.View(ctx, func(tx Tx) error {
+	err := c.s.store.View(context.WithoutCancel(ctx), func(tx Tx) error {
 		session, ok, err := tx.Session(c.run.ID())
 		done = ok && session.State == SessionCommitted
 		return err
 	})
 	return err == nil && done
+}
+
+// settleTracking tells the drivers that changes count from the new points on.
+func (c *creation) settleTracking(ctx context.Context) {
+	for _, h := range c.holds {
+		var checkpoints []volume.Checkpoint
+		for _, i := range h.members {
+			checkpoints = append(checkpoints, c.took[i].Checkpoint)
+		}
+		if err := h.instant.Settle(ctx, checkpoints); err != nil {
+			c.run.Log.Warn("begin to track changes from the new points on; the next ones read everything", "driver", h.kind, "error", err)
+		}
+	}
 }
 
 // checkInstants fails if a volume changed while it was read. Durable instants

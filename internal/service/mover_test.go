@@ -29,6 +29,9 @@ type mover struct {
 	// hitsFixed: hits are reported even if they are not usable any more, as a
 	// session that found them before does. hitsNeeded: the mark needs them.
 	hitsFixed, hitsNeeded bool
+	// audit is what came of comparing what tracking calls unchanged; nil:
+	// nothing is tracked.
+	audit map[string]engine.Audit // by resource
 	// published is called in the middle of Session.Committed.
 	published func(ctx context.Context)
 }
@@ -89,10 +92,18 @@ func (s *session) Capture(ctx context.Context, spec engine.CaptureSpec, progress
 		return nil
 	})
 	progress(src.size, src.size)
-	return engine.Captured{
+	got := engine.Captured{
 		Ref:        engine.PointRef{Snapshot: spec.Meta.Snapshot, Pack: pack, Hash: "hash-" + src.content},
 		AddedBytes: int64(len(src.content)) + 1, SourceBytes: src.size,
-	}, err
+		CBT: spec.Meta.CBT, Reason: spec.Meta.Reason, Checkpoint: volume.Checkpoint(src.content),
+	}
+	if audit, ok := s.m.audit[spec.Meta.Resource]; ok && spec.Parent != nil {
+		got.Audit, got.CBT = audit, engine.CBTTracked
+		if finding := audit.Finding(spec.Meta.Resource); finding != "" {
+			got.CBT, got.Reason = engine.CBTScan, got.Reason+"; "+finding
+		}
+	}
+	return got, err
 }
 
 // forget throws away what earlier terms stored for the point.
