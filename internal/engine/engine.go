@@ -2,7 +2,6 @@ package engine
 
 import (
 	"context"
-	"encoding/hex"
 	"fmt"
 	"runtime"
 
@@ -30,23 +29,6 @@ func New(r *repo.Repo, c Config) *Engine {
 		c.Workers = min(runtime.GOMAXPROCS(0), DefaultWorkers)
 	}
 	return &Engine{r: r, workers: c.Workers}
-}
-
-// pack is the point's pack, and its content hash if the caller knows it.
-func (p PointRef) pack() (repo.Pack, repo.ID, error) {
-	var content repo.ID
-	id, err := repo.ParsePackID(p.Pack)
-	if err != nil {
-		return repo.Pack{}, content, fmt.Errorf("point %s: %w", p.Snapshot, err)
-	}
-	if p.Hash != "" {
-		b, err := hex.DecodeString(p.Hash)
-		if err != nil || len(b) != len(content) {
-			return repo.Pack{}, content, fmt.Errorf("point %s: manifest hash %q is not 64 hex digits", p.Snapshot, p.Hash)
-		}
-		copy(content[:], b)
-	}
-	return repo.PointPack(p.Snapshot, id), content, nil
 }
 
 // manifest reads a point's manifest.

@@ -164,12 +164,21 @@ func (p *point) Size() int64 { return p.m.SizeBytes }
 var errStop = errors.New("found")
 
 func (p *point) Data(ctx context.Context, off int64) (extent.Range, error) {
-	var found extent.Range
-	if off >= p.m.SizeBytes {
-		return found, io.EOF // else the last chunk, begun before off, would be found
+	found, err := p.e.firstData(ctx, p.m.Root, p.m.SizeBytes, off)
+	if err == nil && found.Len == 0 {
+		err = io.EOF
+	}
+	return found, err
+}
+
+// firstData is the first range of a tree at or after off that may hold anything
+// but zeros; empty: none follows.
+func (e *Engine) firstData(ctx context.Context, root repo.Root, size, off int64) (found extent.Range, err error) {
+	if off >= size {
+		return found, nil // else the last chunk, begun before off, would be found
 	}
 	first := off / chunkSize
-	err := p.e.r.Walk(ctx, p.m.Root, first, repo.Chunks(p.m.SizeBytes), nil, func(idx int64, n *repo.Node) error {
+	err = e.r.Walk(ctx, root, first, repo.Chunks(size), nil, func(idx int64, n *repo.Node) error {
 		i := max(0, first-idx*fanout)
 		for i < fanout && n.Slots[i].IsZero() {
 			i++
@@ -182,14 +191,11 @@ func (p *point) Data(ctx context.Context, off int64) (extent.Range, error) {
 			end++
 		}
 		start := max(off, (idx*fanout+i)*chunkSize)
-		found = extent.Range{Off: start, Len: min((idx*fanout+end)*chunkSize, p.m.SizeBytes) - start}
+		found = extent.Range{Off: start, Len: min((idx*fanout+end)*chunkSize, size) - start}
 		return errStop
 	})
 	if errors.Is(err, errStop) {
 		return found, nil
-	}
-	if err == nil {
-		err = io.EOF
 	}
 	return extent.Range{}, err
 }

@@ -144,12 +144,12 @@ func (m *matrixRepo) everyWay(nth int) bool {
 	return nth%4 == 0
 }
 
-// reads reads a point range by range, as a stream, and into a volume that holds
-// something else. All say the same: right, or damaged.
+// reads reads a point range by range, as a stream, on demand, and into a volume
+// that holds something else. All say the same: right, or damaged.
 func (m *matrixRepo) reads(c damageCase, e *Engine, ref PointRef, nth int) (ok bool) {
 	all := []func(*Engine, PointRef) error{m.readRanges}
 	if m.everyWay(nth) {
-		all = append(all, m.readStream, m.readRestore)
+		all = append(all, m.readStream, m.readTree, m.readRestore)
 	}
 	for i, read := range all {
 		err := read(e, ref)
@@ -203,6 +203,26 @@ func (m *matrixRepo) readStream(e *Engine, ref PointRef) error {
 	}
 	if !j.whole() {
 		return errWrongBytes
+	}
+	return nil
+}
+
+func (m *matrixRepo) readTree(e *Engine, ref PointRef) error {
+	tr, err := e.OpenTree(m.t.Context(), ref)
+	if err != nil {
+		return err
+	}
+	defer tr.Close()
+	want := m.bytes[ref.Snapshot]
+	buf := make([]byte, 96<<10) // cuts every other chunk
+	for off := 0; off < len(want); off += len(buf) {
+		buf = buf[:min(len(buf), len(want)-off)]
+		if err := tr.ReadAt(m.t.Context(), buf, int64(off)); err != nil {
+			return err
+		}
+		if !bytes.Equal(buf, want[off:off+len(buf)]) {
+			return errWrongBytes
+		}
 	}
 	return nil
 }

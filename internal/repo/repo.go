@@ -95,6 +95,9 @@ func Collected(k addr.Kind) bool {
 // ParsePackID reads a pack id's 32 hex digits.
 func ParsePackID(s string) (PackID, error) { return addr.ParsePackID(s) }
 
+// ValidSnapshot reports whether s can be a snapshot's id in a blob's name.
+func ValidSnapshot(s string) bool { return tree.ValidSnapshot(s) }
+
 // NewKey draws the key file of a repository that is to be made.
 func NewKey() Key {
 	var id PackID
