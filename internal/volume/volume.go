@@ -147,6 +147,20 @@ type Source interface {
 	Audit(ctx context.Context, base Checkpoint) ([]extent.Range, error)
 }
 
+// Export is how clients reach a volume that is served.
+type Export struct {
+	URIs    []string // NBD, that of the unix socket first; none: not served
+	Clients int      // connected now
+	// Missing bytes are still to be fetched from the repository.
+	Missing int64
+}
+
+// Rolled is what a rollback by map did.
+type Rolled struct {
+	Relabelled int64 // bytes that were known to be equal and stayed
+	Swapped    int64 // bytes that come from the repository now
+}
+
 // Tree is the content of a point, read from the repository on demand. Any
 // number of goroutines may read. The point must not be deleted meanwhile.
 type Tree interface {

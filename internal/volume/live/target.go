@@ -1,0 +1,109 @@
+package live
+
+import (
+	"context"
+	"io"
+	"sync"
+
+	"cairn/internal/extent"
+	"cairn/internal/volume"
+)
+
+// target is a volume that is being overwritten by a job. It is written like a
+// client writes, so tracking and map are right at any moment.
+type target struct {
+	v      *vol
+	w      *view
+	resume func() // lets clients in again
+	once   sync.Once
+	mu     sync.Mutex // guards failed
+	failed error      // of a Sync; the content is unknown since
+}
+
+// OpenTarget opens a volume for being overwritten. errs.Busy: a job reads or
+// overwrites it; errs.Conflict: a client is connected.
+func (d *Driver) OpenTarget(ctx context.Context, s volume.Spec) (volume.Target, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	v, err := d.vol(s.ID)
+	if err != nil {
+		return nil, err
+	}
+	v.op.Lock()
+	defer v.op.Unlock()
+	if err := v.free(); err != nil {
+		return nil, err
+	}
+	t := &target{v: v, w: v.view.Load(), resume: func() {}}
+	if e := v.served.Load(); e != nil {
+		if t.resume, err = e.Suspend(ctx, false); err != nil {
+			return nil, err
+		}
+	}
+	v.target = true
+	return t, nil
+}
+
+func (t *target) Size() int64 { return t.w.size }
+
+func (t *target) inside(ctx context.Context, off, length int64) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return t.w.inside(t.v.id, off, length)
+}
+
+func (t *target) ReadAt(ctx context.Context, p []byte, off int64) error {
+	if err := t.inside(ctx, off, int64(len(p))); err != nil {
+		return err
+	}
+	return t.v.read(ctx, p, off)
+}
+
+func (t *target) Data(ctx context.Context, off int64) (extent.Range, error) {
+	if off >= t.w.size {
+		return extent.Range{}, io.EOF
+	}
+	if err := t.inside(ctx, off, 0); err != nil {
+		return extent.Range{}, err
+	}
+	return t.v.data(ctx, t.w, off)
+}
+
+func (t *target) WriteAt(ctx context.Context, p []byte, off int64) error {
+	return t.change(ctx, change{p: p, off: off, n: int64(len(p))})
+}
+
+func (t *target) Zero(ctx context.Context, off, length int64) error {
+	return t.change(ctx, change{off: off, n: length})
+}
+
+func (t *target) change(ctx context.Context, c change) error {
+	if err := t.inside(ctx, c.off, c.n); err != nil {
+		return err
+	}
+	return t.v.write(ctx, c)
+}
+
+func (t *target) Sync(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.failed == nil {
+		t.failed = t.v.flush()
+	}
+	return t.failed
+}
+
+func (t *target) Close() error {
+	t.once.Do(func() {
+		t.v.op.Lock()
+		defer t.v.op.Unlock()
+		t.v.target = false
+		t.resume()
+	})
+	return nil
+}
