@@ -164,10 +164,19 @@ func (c *Client) PlanDeleteSnapshots(ctx context.Context, ids ...string) (Delete
 }
 
 // ApplySnapshots starts the job that rolls each point's resource back in place.
+// It is refused with 409 while NBD clients are connected.
 func (c *Client) ApplySnapshots(ctx context.Context, ids ...string) (Job, error) {
-	return c.job(ctx, request{
-		method: http.MethodPost, path: []string{snapshotsPath, "apply"}, body: map[string]any{"snapshots": ids},
-	})
+	return c.apply(ctx, map[string]any{"snapshots": ids})
+}
+
+// ForceApplySnapshots is ApplySnapshots, but ends the connections of NBD
+// clients. Their volumes have other URIs then.
+func (c *Client) ForceApplySnapshots(ctx context.Context, ids ...string) (Job, error) {
+	return c.apply(ctx, map[string]any{"snapshots": ids, "force": true})
+}
+
+func (c *Client) apply(ctx context.Context, body map[string]any) (Job, error) {
+	return c.job(ctx, request{method: http.MethodPost, path: []string{snapshotsPath, "apply"}, body: body})
 }
 
 // CreateVolumeFromSnapshot starts the job that makes a volume with the point's

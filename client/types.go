@@ -166,6 +166,9 @@ type Volume struct {
 	Path             string     `json:"path,omitempty"` // of a registered one; only over the unix socket
 	MixedJob         string     `json:"mixed_job"`      // an apply that began to write and has not finished
 	Zone             string     `json:"zone"`
+	NBDURIs          []string   `json:"nbd_uris"`      // where clients connect to a managed one
+	Clients          int        `json:"clients"`       // connections now
+	MissingBytes     int64      `json:"missing_bytes"` // still to be fetched from the repository
 }
 
 // VolumePage is one page of volumes.

@@ -13,17 +13,17 @@ import (
 
 // listenTCP listens on a loopback address; others are refused as long as there
 // are no accounts.
-func listenTCP(addr string) (net.Listener, error) {
+func listenTCP(flag, addr string) (net.Listener, error) {
 	host, _, err := net.SplitHostPort(addr)
 	if err != nil {
-		return nil, errs.Wrap(errs.Invalid, err, "--listen %q is not HOST:PORT; try 127.0.0.1:7480", addr)
+		return nil, errs.Wrap(errs.Invalid, err, "%s %q is not HOST:PORT; try 127.0.0.1:7480", flag, addr)
 	}
 	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
-		return nil, errs.New(errs.Invalid, "--listen %s is refused: there are no accounts yet, so anyone who reaches the address could overwrite volumes; use a loopback address such as 127.0.0.1:7480 and a tunnel (ssh -L) from elsewhere", addr)
+		return nil, errs.New(errs.Invalid, "%s %s is refused: there are no accounts yet, so anyone who reaches the address could overwrite volumes; use a loopback address such as 127.0.0.1:7480 and a tunnel (ssh -L) from elsewhere", flag, addr)
 	}
 	l, err := net.Listen("tcp", addr)
 	if errors.Is(err, syscall.EADDRINUSE) {
-		return nil, errs.Wrap(errs.Conflict, err, "%s is taken by another program; choose another port with --listen", addr)
+		return nil, errs.Wrap(errs.Conflict, err, "%s is taken by another program; choose another port with %s", addr, flag)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", addr, err)
@@ -31,7 +31,7 @@ func listenTCP(addr string) (net.Listener, error) {
 	return l, nil
 }
 
-// listenUnix listens on DIR/cairn.sock, mode 0600. The caller holds the
+// listenUnix listens on a socket with mode 0600. The caller holds the
 // folder's lock, so a socket that is there is a dead process's.
 func listenUnix(path string) (net.Listener, error) {
 	if len(path) > 107 {

@@ -22,6 +22,7 @@ import (
 	"cairn/internal/metadb"
 	"cairn/internal/repo"
 	volumefile "cairn/internal/volume/file"
+	"cairn/internal/volume/live"
 )
 
 // recoverConfig is everything that `cairn repo recover` can be told.
@@ -140,7 +141,7 @@ func (c recoverConfig) run(ctx context.Context, dir string, log *slog.Logger) (a
 
 // findVolumes looks for what the drivers of volumes keep.
 func findVolumes(dir string, conf *journal.RecoverConfig) error {
-	specs, err := volumefile.ListManaged(dir)
+	specs, err := live.List(dir)
 	if err != nil {
 		return err
 	}

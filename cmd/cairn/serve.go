@@ -23,10 +23,12 @@ import (
 	"cairn/internal/httpapi"
 	"cairn/internal/journal"
 	"cairn/internal/metadb"
+	"cairn/internal/nbd"
 	"cairn/internal/repo"
 	"cairn/internal/service"
 	"cairn/internal/volume"
 	volumefile "cairn/internal/volume/file"
+	"cairn/internal/volume/live"
 )
 
 // shutdownGrace is how long a stopping server waits for answers in progress.
@@ -47,6 +49,9 @@ type serveConfig struct {
 	lowSpace  int64 // MiB
 	scrubs    time.Duration
 	scrubMiB  int64
+	nbdListen string
+	fillRate  int64 // MiB a second
+	scratch   int64 // MiB
 	logFormat string
 	logLevel  string
 }
@@ -90,6 +95,9 @@ on SIGTERM or Ctrl-C; jobs that were running go on after the next start.`,
 	f.Int64Var(&c.lowSpace, "low-space", 1024, "MiB of free space below which the server prunes by itself")
 	f.DurationVar(&c.scrubs, "scrub-every", service.DefaultScrubEvery, "uptime between two scrubs that the server makes by itself; 0: none")
 	f.Int64Var(&c.scrubMiB, "scrub-budget", service.DefaultScrubBudget>>20, "MiB that a scrub of --scrub-every reads, of what was not verified for longest")
+	f.StringVar(&c.nbdListen, "nbd-listen", "", "loopback address and port at which volumes are served as well (default only DIR/volumes/nbd.sock)")
+	f.Int64Var(&c.fillRate, "fill-rate", 200, "MiB a second at which clones and rolled back volumes are filled from the repository; 0: as fast as it goes")
+	f.Int64Var(&c.scratch, "scratch", live.DefaultScratch>>20, "MiB for what is overwritten while snapshots are taken")
 	f.StringVar(&c.logFormat, "log-format", "text", "text or json")
 	f.StringVar(&c.logLevel, "log-level", "info", "debug, info, warn or error")
 	return cmd
@@ -109,6 +117,8 @@ func (c serveConfig) check() error {
 		return errs.New(errs.Invalid, "--recycle-bin must be at least 1s")
 	case c.scrubs < 0 || c.scrubMiB < 1:
 		return errs.New(errs.Invalid, "--scrub-every must not be negative and --scrub-budget at least 1")
+	case c.fillRate < 0 || c.fillRate > 1<<20 || c.scratch < 1 || c.scratch > 1<<40:
+		return errs.New(errs.Invalid, "--fill-rate must be 0 to 1048576 and --scratch at least 1, both in MiB")
 	case c.reserve < 0 || c.reserve > 1<<20 || c.lowSpace < 0 || c.lowSpace > 1<<40:
 		return errs.New(errs.Invalid, "--reserve must be 0 to 1048576 and --low-space not negative, both in MiB")
 	}
@@ -151,8 +161,8 @@ func serve(ctx context.Context, c serveConfig, logTo io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("find %s: %w", c.dataDir, err)
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return errs.Wrap(errs.Invalid, err, "the folder %s cannot be made", dir)
+	if err := makeFolder(dir); err != nil {
+		return err
 	}
 	lock, err := lockFolder(dir)
 	if err != nil {
@@ -168,7 +178,13 @@ func serve(ctx context.Context, c serveConfig, logTo io.Writer) error {
 		return err
 	}
 	defer closeAll(listeners)
-	svc, closers, err := c.open(ctx, dir, log)
+	clients, err := c.nbdListeners(dir)
+	if err != nil {
+		return err
+	}
+	defer closeAll(clients)
+	server := nbd.NewServer(nbd.Limits{}, log)
+	svc, closers, err := c.open(ctx, dir, server, log)
 	defer func() {
 		for _, cl := range closers {
 			if err := cl.Close(); err != nil {
@@ -183,7 +199,15 @@ func serve(ctx context.Context, c serveConfig, logTo io.Writer) error {
 	if err != nil {
 		return err
 	}
-	return run(ctx, svc, httpapi.NewServer(handler, log), listeners, log)
+	serveClients := func(ctx context.Context) error { return serveNBD(ctx, server, clients, log) }
+	return run(ctx, svc, httpapi.NewServer(handler, log), listeners, serveClients, log)
+}
+
+func makeFolder(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return errs.Wrap(errs.Invalid, err, "the folder %s cannot be made", dir)
+	}
+	return nil
 }
 
 // scrubEvery is what the service takes for it.
@@ -197,7 +221,7 @@ func (c serveConfig) scrubEvery() time.Duration {
 func (c serveConfig) listeners(dir string) ([]net.Listener, error) {
 	var out []net.Listener
 	if c.listen != "" {
-		l, err := listenTCP(c.listen)
+		l, err := listenTCP("--listen", c.listen)
 		if err != nil {
 			return nil, err
 		}
@@ -219,7 +243,7 @@ func closeAll(ls []net.Listener) {
 
 // open builds the house from the ground up. closers are in the order in which
 // they are to be closed, and hold what was opened even if err is set.
-func (c serveConfig) open(ctx context.Context, dir string, log *slog.Logger) (svc *service.Service, closers []io.Closer, err error) {
+func (c serveConfig) open(ctx context.Context, dir string, server *nbd.Server, log *slog.Logger) (svc *service.Service, closers []io.Closer, err error) {
 	opened := func(cl io.Closer) { closers = append([]io.Closer{cl}, closers...) }
 	store, err := file.Open(filepath.Join(dir, "repo"))
 	if err != nil {
@@ -263,10 +287,11 @@ func (c serveConfig) open(ctx context.Context, dir string, log *slog.Logger) (sv
 	}
 	opened(rows)
 	volumes := filepath.Join(dir, "volumes")
-	managed, err := volumefile.NewManaged(volumes)
+	managed, err := c.live(volumes, e, server, log)
 	if err != nil {
 		return nil, closers, err
 	}
+	opened(managed)
 	// A folder of its own: a driver sweeps what it did not record as a hold.
 	registered, err := volumefile.NewRegistered(filepath.Join(volumes, "registered"), dir)
 	if err != nil {
@@ -275,7 +300,8 @@ func (c serveConfig) open(ctx context.Context, dir string, log *slog.Logger) (sv
 	svc, err = service.New(ctx, service.Config{
 		Store: rows, Refused: rows.Refusal(), Engine: e,
 		Drivers: map[string]volume.Driver{service.DriverManaged: managed, service.DriverRegistered: registered},
-		Zones:   c.zones, OwnDirs: []string{dir}, MaxChainPoints: c.maxChain, Workers: c.jobs, Log: log,
+		Live:    managed, FillRate: c.fillRate << 20,
+		Zones: c.zones, OwnDirs: []string{dir}, MaxChainPoints: c.maxChain, Workers: c.jobs, Log: log,
 		RecycleBin: c.recycle, ScrubEvery: c.scrubEvery(), ScrubBudget: c.scrubMiB << 20, LowSpace: room.isLow,
 	})
 	return svc, closers, err
@@ -306,8 +332,13 @@ func openDatabase(ctx context.Context, path string, r *repo.Repo) (*metadb.DB, e
 
 // run serves until ctx ends or something breaks, then stops in order: no new
 // requests, answers end, jobs stop where they are.
-func run(ctx context.Context, svc *service.Service, srv *http.Server, listeners []net.Listener, log *slog.Logger) error {
+func run(ctx context.Context, svc *service.Service, srv *http.Server, listeners []net.Listener, serveClients func(context.Context) error, log *slog.Logger) error {
 	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return serveClients(gctx) })
+	g.Go(func() error {
+		svc.Fill(gctx)
+		return nil
+	})
 	g.Go(func() error {
 		svc.Run(gctx)
 		return nil

@@ -17,19 +17,19 @@ import (
 
 func TestListenRefusesWhatOthersReach(t *testing.T) {
 	for _, addr := range []string{"0.0.0.0:7480", ":7480", "[::]:7480", "192.0.2.1:7480", "example.com:7480", "127.0.0.1"} {
-		if l, err := listenTCP(addr); err == nil {
+		if l, err := listenTCP("--listen", addr); err == nil {
 			l.Close()
 			t.Errorf("%s was accepted", addr)
 		} else if !errs.Is(err, errs.Invalid) {
 			t.Errorf("%s: %v", addr, err)
 		}
 	}
-	l, err := listenTCP("127.0.0.1:0")
+	l, err := listenTCP("--listen", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	if _, err := listenTCP(l.Addr().String()); !errs.Is(err, errs.Conflict) {
+	if _, err := listenTCP("--listen", l.Addr().String()); !errs.Is(err, errs.Conflict) {
 		t.Errorf("a taken port: %v", err)
 	}
 }

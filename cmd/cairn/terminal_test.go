@@ -56,8 +56,8 @@ func awaitEcho(t *testing.T, tty *os.File, want bool) {
 	t.Fatalf("the terminal's echo never became %t", want)
 }
 
-// makeFolder makes a folder as a server leaves it: a repository and its key.
-func makeFolder(t *testing.T) string {
+// newFolder makes a folder as a server leaves it: a repository and its key.
+func newFolder(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
 	store, err := file.Open(filepath.Join(dir, "repo"))
@@ -78,7 +78,7 @@ func makeFolder(t *testing.T) string {
 // A passphrase is not shown while it is typed, and after Ctrl-C the terminal is
 // as it was.
 func TestPassphraseIsNotShown(t *testing.T) {
-	dir := makeFolder(t)
+	dir := newFolder(t)
 	keyboard, tty := openPTY(t)
 	self, err := os.Executable()
 	if err != nil {
@@ -137,7 +137,7 @@ func TestRootKeepsOutOfOthersFolders(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("only root can be refused")
 	}
-	dir := makeFolder(t)
+	dir := newFolder(t)
 	o, err := openOffline(dir)
 	if err != nil {
 		t.Fatal(err)

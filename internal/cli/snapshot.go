@@ -221,12 +221,17 @@ func (a *app) snapshotRename() *cobra.Command {
 }
 
 func (a *app) snapshotApply() *cobra.Command {
-	var yes, wait bool
+	var yes, wait, force bool
 	cmd := &cobra.Command{
 		Use: "apply SNAPSHOT...", Short: "Roll volumes back in place", Args: arity(1, unlimited),
 		Long: `Roll the volume of each snapshot back to it, in place. What was written since
 is lost unless a later snapshot has it; later snapshots stay. At most one
-snapshot of each volume. On a terminal the command asks first.`,
+snapshot of each volume. On a terminal the command asks first.
+
+A managed volume shows the old state at once, and is filled in the background.
+While clients are connected to it nothing is done; with --force their
+connections end, and the volume is served under a new name (see cairn volume
+connect), so that no client can go on with what it had in mind.`,
 		ValidArgsFunction: a.completeSnapshots(unlimited),
 		RunE: a.run(func(ctx context.Context, s *session, args []string) error {
 			ids, err := s.snapshots(ctx, args...)
@@ -236,13 +241,18 @@ snapshot of each volume. On a terminal the command asks first.`,
 			if err := s.confirm(ctx, yes, "Overwrite the volumes of %s with that state? What was written since their last snapshot is lost.", list(ids, "snapshot")); err != nil {
 				return err
 			}
-			j, err := s.client.ApplySnapshots(ctx, ids...)
+			apply := s.client.ApplySnapshots
+			if force {
+				apply = s.client.ForceApplySnapshots
+			}
+			j, err := apply(ctx, ids...)
 			if err != nil {
 				return err
 			}
 			return s.finish(ctx, j, wait)
 		}),
 	}
+	cmd.Flags().BoolVar(&force, "force", false, "end the connections of clients")
 	yesFlag(cmd, &yes)
 	waitFlag(cmd, &wait)
 	return cmd

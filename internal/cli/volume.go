@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -13,9 +14,9 @@ import (
 )
 
 func (a *app) volumeCommand() *cobra.Command {
-	return group("volume", "Volumes: create, register, import, export, list, show, resize, rename, delete",
+	return group("volume", "Volumes: create, register, import, export, list, show, connect, resize, rename, delete",
 		a.volumeCreate(), a.volumeRegister(), a.volumeImport(), a.volumeExport(), a.volumeList(),
-		a.volumeShow(), a.volumeResize(), a.volumeRename(), a.volumeDelete())
+		a.volumeShow(), a.volumeConnect(), a.volumeResize(), a.volumeRename(), a.volumeDelete())
 }
 
 func (a *app) volumeCreate() *cobra.Command {
@@ -172,10 +173,28 @@ func (s *session) printVolume(v client.Volume) error {
 		{"driver", v.Driver},
 		{"path", v.Path},
 		{"instance", v.Instance.InstanceID},
+		{"connect", strings.Join(v.NBDURIs, " ")},
+		{"clients", count(v.Clients)},
+		{"missing", missing(v.MissingBytes)},
 		{"zone", v.Zone},
 		{"created", v.CreateTime.String()},
 		{"changed", v.StatusTime.String()},
 	})
+}
+
+// count is n for people; "" for none.
+func count(n int) string {
+	if n == 0 {
+		return ""
+	}
+	return strconv.Itoa(n)
+}
+
+func missing(n int64) string {
+	if n == 0 {
+		return ""
+	}
+	return formatBytes(n) + " are still in the repository only; the volume is usable"
 }
 
 func (a *app) volumeResize() *cobra.Command {

@@ -33,7 +33,7 @@ func TestChapter(t *testing.T) {
 		{`$ curl -XPOST "http://api.51idc.com/v2/zone/ac1/volume_snapshots/apply" --data '
 {
     "snapshots":["s-sdDCVGBE","s-sdDCVGBE"]
-}'`, 200, &made{"ApplySnapshots", service.SnapshotSet{Origin: here, IDs: []string{"s-sdDCVGBE"}}}},
+}'`, 200, &made{"ApplySnapshots", service.ApplySnapshots{SnapshotSet: service.SnapshotSet{Origin: here, IDs: []string{"s-sdDCVGBE"}}}}},
 		{`$ curl -XPOST "http://api.51idc.com/v2/zone/ac1/volume_snapshots/capture_instance/:snapshot_id" --data '
 {
     "image_name":"demo"

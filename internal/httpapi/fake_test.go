@@ -73,10 +73,10 @@ func newFake() *fake {
 			CreateTime: instant, ResourceIDs: []string{"ss-AAAAAAAA"},
 		},
 		page: service.SnapshotPage{Total: 7, Snapshots: []service.SnapshotView{fullView(), incrementView()}},
-		vols: service.VolumePage{Total: 3, Volumes: []service.Volume{{
+		vols: service.VolumePage{Total: 3, Volumes: []service.VolumeView{{Volume: service.Volume{
 			ID: "vol-AAAAAAAA", Zone: "ac1", Name: "root", Type: 2, Driver: "registered", Path: pathKey, Identity: "dev:1",
 			SizeBytes: 3<<30 + 1, Status: service.VolumeAvailable, CreateTime: instant, StatusTime: instant,
-		}}},
+		}}}},
 		plan: service.DeletePlan{IDs: []chain.ID{"ss-BBBBBBBB", "ss-AAAAAAAA"}, FreedBytes: 4096},
 	}
 }
@@ -160,7 +160,7 @@ func (f *fake) PlanDeleteSnapshots(ctx context.Context, in service.SnapshotSet) 
 	return f.plan, f.record(ctx, "PlanDeleteSnapshots", id, in)
 }
 
-func (f *fake) ApplySnapshots(ctx context.Context, in service.SnapshotSet) (job.Job, error) {
+func (f *fake) ApplySnapshots(ctx context.Context, in service.ApplySnapshots) (job.Job, error) {
 	var id string
 	in.Origin, id = origin(in.Origin)
 	return f.job, f.record(ctx, "ApplySnapshots", id, in)
@@ -205,7 +205,7 @@ func (f *fake) CreateVolumes(ctx context.Context, in service.CreateVolumes) (job
 func (f *fake) RegisterVolume(ctx context.Context, in service.RegisterVolume) (service.Volume, error) {
 	var id string
 	in.Origin, id = origin(in.Origin)
-	return f.vols.Volumes[0], f.record(ctx, "RegisterVolume", id, in)
+	return f.vols.Volumes[0].Volume, f.record(ctx, "RegisterVolume", id, in)
 }
 
 func (f *fake) ImportVolume(ctx context.Context, in service.ImportVolume) (job.Job, error) {

@@ -38,7 +38,7 @@ type Service interface {
 	CreateSnapshots(ctx context.Context, in service.CreateSnapshots) (job.Job, error)
 	DeleteSnapshots(ctx context.Context, in service.SnapshotSet) (job.Job, error)
 	PlanDeleteSnapshots(ctx context.Context, in service.SnapshotSet) (service.DeletePlan, error)
-	ApplySnapshots(ctx context.Context, in service.SnapshotSet) (job.Job, error)
+	ApplySnapshots(ctx context.Context, in service.ApplySnapshots) (job.Job, error)
 	CaptureInstance(ctx context.Context, in service.CaptureInstance) (job.Job, error)
 	CreateVolumeFromSnapshot(ctx context.Context, in service.CloneSnapshot) (job.Job, error)
 	RenameSnapshot(ctx context.Context, in service.Rename) (service.Snapshot, error)

@@ -3,6 +3,7 @@ package httpapi
 import (
 	"math"
 	"strconv"
+	"strings"
 	"time"
 
 	"cairn/internal/chain"
@@ -143,19 +144,28 @@ type volumeObject struct {
 	Path             string         `json:"path,omitempty" doc:"of a registered volume; shown on the unix socket only"`
 	MixedJob         string         `json:"mixed_job" doc:"id of an apply that has begun to write and has not finished: the content is a mixture"`
 	Zone             string         `json:"zone"`
+	NBDURIs          []string       `json:"nbd_uris" nullable:"false" doc:"where clients connect to a managed volume; those of the unix socket are shown on the unix socket only"`
+	Clients          int            `json:"clients" doc:"connections of NBD clients now"`
+	MissingBytes     int64          `json:"missing_bytes" doc:"of a clone or a rolled back volume: bytes that are still to be fetched from the repository; it is usable all the same"`
 }
 
 // newVolumeObject encodes v; only a local caller learns paths of the server.
-func newVolumeObject(v service.Volume, local bool) volumeObject {
+func newVolumeObject(v service.VolumeView, local bool) volumeObject {
 	o := volumeObject{
 		VolumeID: v.ID, VolumeName: v.Name, VolumeType: v.Type, Description: v.Description,
 		Size: gigabytes(v.SizeBytes), SizeBytes: v.SizeBytes,
 		Status: string(v.Status), TransitionStatus: v.Transition,
 		CreateTime: wireTime(v.CreateTime), StatusTime: wireTime(v.StatusTime),
 		Driver: v.Driver, MixedJob: v.MixedJob, Zone: v.Zone,
+		NBDURIs: []string{}, Clients: v.Export.Clients, MissingBytes: v.Export.Missing,
 	}
 	if local {
 		o.Path = v.Path
+	}
+	for _, uri := range v.Export.URIs {
+		if local || !strings.HasPrefix(uri, "nbd+unix:") {
+			o.NBDURIs = append(o.NBDURIs, uri)
+		}
 	}
 	return o
 }

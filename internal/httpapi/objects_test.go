@@ -12,6 +12,7 @@ import (
 	"cairn/internal/chain"
 	"cairn/internal/job"
 	"cairn/internal/service"
+	"cairn/internal/volume"
 )
 
 // parse reads expected JSON.
@@ -119,16 +120,18 @@ func TestJobObjects(t *testing.T) {
 
 func TestVolumeObjectsHidePaths(t *testing.T) {
 	f := newFake()
+	f.vols.Volumes[0].Export = volume.Export{URIs: []string{"nbd+unix:///v?socket=/srv/secret/nbd.sock", "nbd://localhost/v"}, Clients: 2, Missing: 5}
 	s := serve(t, f, nil)
 	want := `"volume_id":"vol-AAAAAAAA","volume_name":"root","volume_type":2,"description":"","size":4,"size_bytes":3221225473,
 		"status":"available","transition_status":"","create_time":"2026-11-23T00:00:00Z","status_time":"2026-11-23T00:00:00Z",
-		"instance":{"device":"","instance_id":"","instance_name":""},"driver":"registered","mixed_job":"","zone":"ac1"`
+		"instance":{"device":"","instance_id":"","instance_name":""},"driver":"registered","mixed_job":"","zone":"ac1",
+		"clients":2,"missing_bytes":5`
 	a := s.do(t, "GET", zone+"/volumes", "", "")
-	if diff := cmp.Diff(parse(t, `{"volumes":[{`+want+`}],"total_count":3}`), a.json(t)); diff != "" {
+	if diff := cmp.Diff(parse(t, `{"volumes":[{`+want+`,"nbd_uris":["nbd://localhost/v"]}],"total_count":3}`), a.json(t)); diff != "" {
 		t.Error(diff)
 	}
 	local := s.doUnix(t, "GET", zone+"/volumes", "", "")
-	if diff := cmp.Diff(parse(t, `{"volumes":[{`+want+`,"path":"`+pathKey+`"}],"total_count":3}`), local.json(t)); diff != "" {
+	if diff := cmp.Diff(parse(t, `{"volumes":[{`+want+`,"path":"`+pathKey+`","nbd_uris":["nbd+unix:///v?socket=/srv/secret/nbd.sock","nbd://localhost/v"]}],"total_count":3}`), local.json(t)); diff != "" {
 		t.Error(diff)
 	}
 }

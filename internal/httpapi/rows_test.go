@@ -185,7 +185,7 @@ func applyRows() []row {
 	const path = "/volume_snapshots/apply"
 	apply := func(says, body string, ids ...string) row {
 		return row{says: says, method: "POST", target: path, body: body, status: 200, has: `"id_prefix":""`,
-			call: &made{"ApplySnapshots", service.SnapshotSet{Origin: here, IDs: ids}}}
+			call: &made{"ApplySnapshots", service.ApplySnapshots{SnapshotSet: service.SnapshotSet{Origin: here, IDs: ids}}}}
 	}
 	return []row{
 		apply("apply: a list", `{"snapshots":["ss-A","ss-B"]}`, "ss-A", "ss-B"),

@@ -146,6 +146,7 @@ func (a *api) deleteSnapshots(ctx context.Context, zone Zoned, path string, in D
 type applyBody struct {
 	_         struct{}   `additionalProperties:"true"`
 	Snapshots stringList `json:"snapshots" doc:"one point per resource"`
+	Force     bool       `json:"force,omitempty" doc:"end the connections of NBD clients; their volumes have new URIs then. Else connected clients are a 409"`
 }
 
 type applyInput struct {
@@ -163,7 +164,9 @@ func (a *api) applySnapshots(ctx context.Context, in *applyInput) (*JobOutput, e
 		return nil, err
 	}
 	requestOf(ctx).note(slog.Any("ids", ids))
-	j, err := a.service.ApplySnapshots(ctx, service.SnapshotSet{Origin: in.origin(ctx), IDs: ids})
+	j, err := a.service.ApplySnapshots(ctx, service.ApplySnapshots{
+		SnapshotSet: service.SnapshotSet{Origin: in.origin(ctx), IDs: ids}, Force: body.Force,
+	})
 	return started(ctx, j, err)
 }
 

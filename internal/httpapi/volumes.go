@@ -158,7 +158,7 @@ func (a *api) registerVolume(ctx context.Context, in *registerVolumeInput) (*vol
 		return nil, err
 	}
 	requestOf(ctx).note(slog.String("volume_id", v.ID))
-	return &volumeOutput{Body: newVolumeObject(v, origin.Local)}, nil
+	return &volumeOutput{Body: newVolumeObject(service.VolumeView{Volume: v}, origin.Local)}, nil
 }
 
 type importQuery struct {

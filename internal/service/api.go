@@ -6,6 +6,7 @@ import (
 	"cairn/internal/chain"
 	"cairn/internal/engine"
 	"cairn/internal/job"
+	"cairn/internal/volume"
 )
 
 // This file holds the inputs and outputs of the use cases. httpapi decodes
@@ -16,7 +17,7 @@ import (
 //	CreateSnapshots(ctx, CreateSnapshots) (job.Job, error)
 //	DeleteSnapshots(ctx, SnapshotSet) (job.Job, error)
 //	PlanDeleteSnapshots(ctx, SnapshotSet) (DeletePlan, error)
-//	ApplySnapshots(ctx, SnapshotSet) (job.Job, error)
+//	ApplySnapshots(ctx, ApplySnapshots) (job.Job, error)
 //	CaptureInstance(ctx, CaptureInstance) (job.Job, error)
 //	CreateVolumeFromSnapshot(ctx, CloneSnapshot) (job.Job, error)
 //	RenameSnapshot(ctx, Rename) (Snapshot, error)
@@ -59,6 +60,14 @@ type CreateSnapshots struct {
 type SnapshotSet struct {
 	Origin
 	IDs []string
+}
+
+// ApplySnapshots asks for rollbacks in place.
+type ApplySnapshots struct {
+	SnapshotSet
+	// Force ends the connections of clients; their volumes are served under
+	// new names then. Else connected clients are an errs.Conflict.
+	Force bool
 }
 
 // VolumeSet names volumes.
@@ -144,8 +153,14 @@ type SnapshotView struct {
 
 // VolumePage is one page of volumes.
 type VolumePage struct {
-	Volumes []Volume
+	Volumes []VolumeView
 	Total   int
+}
+
+// VolumeView is a volume with what is known only at reading time.
+type VolumeView struct {
+	Volume
+	Export volume.Export // of a managed one
 }
 
 // JobPage is one page of jobs.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -16,7 +17,8 @@ import (
 // applyParams is the input of an ApplySnapshots job.
 type applyParams struct {
 	Points  []chain.ID `json:"points"`
-	Volumes []string   `json:"volumes"` // the i-th is the i-th point's
+	Force   bool       `json:"force,omitempty"` // end the connections of clients
+	Volumes []string   `json:"volumes"`         // the i-th is the i-th point's
 }
 
 // applyNotes says how far an apply is.
@@ -25,13 +27,16 @@ type applyNotes struct {
 }
 
 // ApplySnapshots starts rolling each point's volume back in place.
-func (s *Service) ApplySnapshots(ctx context.Context, in SnapshotSet) (job.Job, error) {
-	ids, err := s.checkSnapshotSet(in)
+func (s *Service) ApplySnapshots(ctx context.Context, in ApplySnapshots) (job.Job, error) {
+	ids, err := s.checkSnapshotSet(in.SnapshotSet)
 	if err != nil {
 		return job.Job{}, err
 	}
+	if err := s.refuseWriters(ctx, in, ids); err != nil {
+		return job.Job{}, err
+	}
 	return s.submit(ctx, in.Origin, job.ApplySnapshots, func(tx Tx, j *job.Job) (any, error) {
-		params := applyParams{Points: ids}
+		params := applyParams{Points: ids, Force: in.Force}
 		taken := map[string]chain.ID{}
 		for _, id := range ids {
 			p, err := tx.Snapshot(in.Zone, id)
@@ -59,6 +64,30 @@ func (s *Service) ApplySnapshots(ctx context.Context, in SnapshotSet) (job.Job, 
 		}
 		return params, changeVolumes(tx, params.Volumes, func(v *Volume) { v.Transition = "applying" })
 	})
+}
+
+// refuseWriters refuses to roll volumes back under connected clients.
+func (s *Service) refuseWriters(ctx context.Context, in ApplySnapshots, ids []chain.ID) error {
+	if in.Force || s.lives == nil {
+		return nil
+	}
+	var volumes []string
+	err := s.store.View(ctx, func(tx Tx) error {
+		for _, id := range ids {
+			p, err := tx.Snapshot(in.Zone, id)
+			if err != nil {
+				return err
+			}
+			if _, err := tx.Volume(in.Zone, p.ResourceID); err == nil {
+				volumes = append(volumes, p.ResourceID)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return s.refuseConnectedIDs(ctx, in.Zone, volumes, "rolled back")
 }
 
 // checkApply says why a point cannot be applied, or to which volume it goes.
@@ -108,6 +137,9 @@ func (h applyJob) Do(ctx context.Context, run *job.Run) error {
 	}
 	defer a.close()
 	for i := range a.volumes {
+		if a.s.isLive(a.volumes[i]) {
+			continue // rolled back at once, by roll
+		}
 		// Once volumes were written, giving up costs a volume: be patient.
 		err := a.patiently(ctx, a.notes.Begun, func() error { return a.open(ctx, i) })
 		if err != nil {
@@ -121,8 +153,19 @@ func (h applyJob) Do(ctx context.Context, run *job.Run) error {
 	for _, v := range a.volumes {
 		m.totals = append(m.totals, v.SizeBytes)
 	}
+	if slices.ContainsFunc(a.volumes, a.s.isLive) {
+		a.s.bases.mu.Lock()
+		defer a.s.bases.mu.Unlock()
+	}
 	for i, p := range a.points {
 		progress := m.part(i)
+		if a.s.isLive(a.volumes[i]) {
+			if err := a.patiently(ctx, true, func() error { return a.roll(ctx, i) }); err != nil {
+				return err
+			}
+			progress(a.volumes[i].SizeBytes, a.volumes[i].SizeBytes)
+			continue
+		}
 		err := a.patiently(ctx, true, func() error {
 			if err := a.open(ctx, i); err != nil {
 				return err
@@ -145,7 +188,49 @@ func (h applyJob) Do(ctx context.Context, run *job.Run) error {
 	if err := run.Flush(ctx); err != nil {
 		return err
 	}
-	return a.s.store.Update(ctx, a.end)
+	if err := a.s.store.Update(ctx, a.end); err != nil {
+		return err
+	}
+	a.s.serveByID(context.WithoutCancel(ctx), a.params.Volumes...)
+	a.s.fillSoon()
+	return nil
+}
+
+// roll gives the i-th volume, a live one, the content of its point at once.
+func (a *application) roll(ctx context.Context, i int) error {
+	p, v := a.points[i], a.volumes[i]
+	tree, err := a.s.engine.OpenTree(ctx, p.ref())
+	if err != nil {
+		return err
+	}
+	from, err := a.head(ctx, v)
+	if err != nil {
+		// It only spares work.
+		a.run.Log.Warn("open the head of a volume that is rolled back", "volume", v.ID, "error", err)
+	}
+	done, err := a.s.lives.Roll(ctx, v.spec(), tree, from, a.params.Force)
+	if from != nil {
+		err = errors.Join(err, from.Close())
+	}
+	if err = errors.Join(err, tree.Close()); err != nil {
+		return err
+	}
+	a.run.Log.Info("volume rolled back", "snapshot", p.ID, "volume", v.ID, "swapped_bytes", done.Swapped, "equal_bytes", done.Relabelled)
+	return nil
+}
+
+// head opens the point that a volume's content descends from; nil: it has none.
+func (a *application) head(ctx context.Context, v Volume) (volume.Tree, error) {
+	var head Snapshot
+	var ok bool
+	err := a.s.store.View(ctx, func(tx Tx) (err error) {
+		head, ok, err = tx.Head(v.ID)
+		return err
+	})
+	if err != nil || !ok || head.Damaged {
+		return nil, err
+	}
+	return a.s.engine.OpenTree(ctx, head.ref())
 }
 
 func (a *application) load(ctx context.Context) error {
@@ -206,8 +291,15 @@ func (a *application) begin(ctx context.Context) error {
 	if err := a.run.SaveState(ctx, a.notes, true); err != nil {
 		return err
 	}
+	// A live volume changes from one state to the other in one step.
+	var mixed []string
+	for _, v := range a.volumes {
+		if !a.s.isLive(v) {
+			mixed = append(mixed, v.ID)
+		}
+	}
 	return a.s.store.Update(ctx, func(tx Tx) error {
-		return changeVolumes(tx, a.params.Volumes, func(v *Volume) { v.MixedJob = a.run.ID() })
+		return changeVolumes(tx, mixed, func(v *Volume) { v.MixedJob = a.run.ID() })
 	})
 }
 
@@ -217,7 +309,12 @@ func (a *application) end(tx Tx) error {
 	if err != nil {
 		return err
 	}
-	for _, p := range a.points {
+	for i, p := range a.points {
+		if a.s.isLive(a.volumes[i]) {
+			if err := rebase(tx, p.ResourceID, p.ID); err != nil {
+				return err
+			}
+		}
 		if err := moveHead(tx, p.ResourceID, chain.HeadAfterApply(p.Point)); err != nil {
 			return err
 		}

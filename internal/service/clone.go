@@ -75,6 +75,9 @@ func (h cloneJob) Do(ctx context.Context, run *job.Run) error {
 	if err != nil {
 		return err
 	}
+	if h.s.isLive(v) {
+		return h.s.cloneLive(ctx, run, p, v)
+	}
 	err = h.s.fill(ctx, v, func(target volume.Target) error {
 		done, err := h.s.engine.Restore(ctx, p.ref(), target, run.Progress)
 		if err == nil {
@@ -86,6 +89,27 @@ func (h cloneJob) Do(ctx context.Context, run *job.Run) error {
 		return err
 	}
 	return h.s.finishNewVolumes(ctx, run, v.ID)
+}
+
+// cloneLive makes a volume that is usable at once: its bytes are read from the
+// point when somebody wants them, until the filler has fetched them all.
+func (s *Service) cloneLive(ctx context.Context, run *job.Run, p Snapshot, v Volume) error {
+	tree, err := s.engine.OpenTree(ctx, p.ref())
+	if err != nil {
+		return err
+	}
+	s.bases.mu.Lock()
+	defer s.bases.mu.Unlock()
+	err = errors.Join(s.lives.Clone(ctx, v.spec(), tree), tree.Close())
+	if err != nil {
+		return fmt.Errorf("create volume %s: %w", v.ID, err)
+	}
+	run.Progress(v.SizeBytes, v.SizeBytes)
+	err = s.finishNew(ctx, run, []string{v.ID}, func(tx Tx) error { return rebase(tx, v.ID, p.ID) })
+	if err == nil {
+		s.fillSoon()
+	}
+	return err
 }
 
 // fill makes a new managed volume, or one that an earlier term left behind
@@ -105,12 +129,21 @@ func (s *Service) fill(ctx context.Context, v Volume, write func(target volume.T
 	return errors.Join(write(target), target.Close())
 }
 
-// finishNewVolumes makes volumes available and ends their job.
+// finishNewVolumes makes volumes available, ends their job and lets clients
+// connect.
 func (s *Service) finishNewVolumes(ctx context.Context, run *job.Run, ids ...string) error {
+	return s.finishNew(ctx, run, ids, func(Tx) error { return nil })
+}
+
+// finishNew is finishNewVolumes with more to do in the same transaction.
+func (s *Service) finishNew(ctx context.Context, run *job.Run, ids []string, also func(tx Tx) error) error {
 	if err := run.Flush(ctx); err != nil {
 		return err
 	}
-	return s.store.Update(ctx, func(tx Tx) error {
+	err := s.store.Update(ctx, func(tx Tx) error {
+		if err := also(tx); err != nil {
+			return err
+		}
 		err := changeVolumes(tx, ids, func(v *Volume) {
 			v.Status, v.StatusTime, v.Transition = VolumeAvailable, s.now(), ""
 		})
@@ -119,6 +152,11 @@ func (s *Service) finishNewVolumes(ctx context.Context, run *job.Run, ids ...str
 		}
 		return s.finish(tx, run, job.Outcome{Status: job.Successful})
 	})
+	if err == nil {
+		// The job's end fences this run off, so not with its ctx.
+		s.serveByID(context.WithoutCancel(ctx), ids...)
+	}
+	return err
 }
 
 // Undo removes the volume.

@@ -3,6 +3,7 @@ package service
 import (
 	"context"
 	"slices"
+	"strings"
 
 	"cairn/internal/chain"
 	"cairn/internal/engine"
@@ -129,6 +130,9 @@ func refusePinned(tx Tx, ids []chain.ID) error {
 	id, holder, ok, err := tx.Pinned(ids...)
 	if err != nil || !ok {
 		return err
+	}
+	if volumeID, ok := strings.CutPrefix(holder, basePrefix); ok {
+		return errs.New(errs.Busy, "snapshot %s is still needed by volume %s, which is being filled from it; please try later", id, volumeID)
 	}
 	j, err := tx.Job(holder)
 	switch {

@@ -28,6 +28,9 @@ type Engine interface {
 	// VerifyReadable checks that the point's manifest and root are there.
 	VerifyReadable(ctx context.Context, ref engine.PointRef) error
 
+	// OpenTree opens a point for being read on demand.
+	OpenTree(ctx context.Context, ref engine.PointRef) (volume.Tree, error)
+
 	// OpenImage opens a point for streaming out.
 	OpenImage(ctx context.Context, ref engine.PointRef) (engine.Image, error)
 

@@ -62,7 +62,7 @@ func TestRefusals(t *testing.T) {
 		{"dry run of an unknown point", second(p.PlanDeleteSnapshots(ctx, set("ss-NONE"))), errs.NotFound, "ss-NONE"},
 		{"apply of two points of one volume", second(p.apply(one, two)), errs.Invalid, "one point per resource"},
 		{"apply of an unknown point", second(p.apply("ss-NONE")), errs.NotFound, "ss-NONE"},
-		{"apply in an unknown zone", second(p.ApplySnapshots(ctx, service.SnapshotSet{Origin: mars, IDs: []string{one}})), errs.NotFound, "mars"},
+		{"apply in an unknown zone", second(p.ApplySnapshots(ctx, service.ApplySnapshots{SnapshotSet: service.SnapshotSet{Origin: mars, IDs: []string{one}}})), errs.NotFound, "mars"},
 		{"capture of a volume's point", capture(one, "n"), errs.Invalid, "only an instance's snapshot"},
 		{"capture of an unknown point", capture("ss-NONE", "n"), errs.NotFound, "ss-NONE"},
 		{"capture without a name", capture(one, ""), errs.Invalid, "image_name"},

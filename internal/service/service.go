@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"cairn/internal/chain"
@@ -47,7 +48,10 @@ type Config struct {
 	Store   Store
 	Engine  Engine
 	Drivers map[string]volume.Driver // by DriverManaged, DriverRegistered
-	Zones   []string                 // at least one
+	// Live is the managed driver's other half. nil: clones and rollbacks of
+	// managed volumes are copied by their jobs, and nobody serves volumes.
+	Live  Live
+	Zones []string // at least one
 	// OwnDirs are the server's own folders: nothing under them may be
 	// registered as a volume.
 	OwnDirs []string
@@ -60,6 +64,7 @@ type Config struct {
 	Workers        int           // jobs that run at once; 4
 	RetryDelay     time.Duration // before an apply that has begun tries again; doubles; 1 s
 	RecycleBin     time.Duration // uptime for which deleted points can be brought back; 2 h
+	FillRate       int64         // bytes a second that clones and rollbacks are filled with; 0: as fast as it goes
 	MaxCopy        int64         // bytes that one prune copies to get at garbage; 16 GiB
 	// ScrubEvery is the uptime between two scrubs that the server makes by
 	// itself, of ScrubBudget bytes each; 24 h and 16 GiB. Negative: none.
@@ -76,6 +81,8 @@ type Service struct {
 	store       Store
 	engine      Engine
 	drivers     map[string]volume.Driver
+	lives       Live // may be nil
+	bases       bases
 	zones       map[string]bool
 	ownDirs     []string
 	max         int
@@ -125,6 +132,9 @@ func New(ctx context.Context, cfg Config) (*Service, error) {
 	if err := s.releaseTheDead(ctx); err != nil {
 		return nil, fmt.Errorf("release what an earlier process held: %w", err)
 	}
+	if err := s.adoptBases(ctx); err != nil {
+		return nil, fmt.Errorf("pin the points that volumes need: %w", err)
+	}
 	return s, nil
 }
 
@@ -142,11 +152,12 @@ func configured(cfg Config) (*Service, error) {
 		return nil, errs.New(errs.Invalid, "a chain cannot have %d points; the limit must be at least 1", cfg.MaxChainPoints)
 	}
 	s := &Service{
-		store: cfg.Store, engine: cfg.Engine, drivers: cfg.Drivers, zones: map[string]bool{}, refused: cfg.Refused,
+		store: cfg.Store, engine: cfg.Engine, drivers: cfg.Drivers, lives: cfg.Live, zones: map[string]bool{}, refused: cfg.Refused,
 		scrubEvery: cfg.ScrubEvery, scrubBudget: cfg.ScrubBudget,
 		recycle: cfg.RecycleBin, maxCopy: cfg.MaxCopy, lowSpace: cfg.LowSpace,
 		max: cfg.MaxChainPoints, retry: cfg.RetryDelay, clock: cfg.Clock, log: cfg.Log, owner: newUUID(),
 	}
+	s.bases.wake, s.bases.rate = make(chan struct{}, 1), cfg.FillRate
 	if s.max == 0 {
 		s.max = chain.DefaultMaxPoints
 	}
@@ -188,8 +199,12 @@ func configured(cfg Config) (*Service, error) {
 }
 
 // Run carries out jobs until ctx ends and all of them have stopped. What is
-// unfinished then goes on after the next start.
-func (s *Service) Run(ctx context.Context) { s.runner.Run(ctx) }
+// unfinished then goes on after the next start. Before the first job, clients
+// may connect to the volumes.
+func (s *Service) Run(ctx context.Context) {
+	s.serveAll(ctx)
+	s.runner.Run(ctx)
+}
 
 // CollectionRefused says why nothing of the repository may be deleted: an old
 // database was put back, so rows no longer tell what is needed. "" if it may.
@@ -208,6 +223,9 @@ func (s *Service) releaseTheDead(ctx context.Context) error {
 			return err
 		}
 		for _, h := range holders {
+			if strings.HasPrefix(h, basePrefix) {
+				continue // adoptBases knows which
+			}
 			j, err := tx.Job(holdOf(h))
 			if err != nil && !errs.Is(err, errs.NotFound) {
 				return err

@@ -24,6 +24,9 @@ func (s *Service) DeleteVolumes(ctx context.Context, in VolumeSet) (job.Job, err
 	if err != nil {
 		return job.Job{}, err
 	}
+	if err := s.refuseConnectedIDs(ctx, in.Zone, ids, "deleted"); err != nil {
+		return job.Job{}, err
+	}
 	return s.submit(ctx, in.Origin, job.DeleteVolumes, func(tx Tx, j *job.Job) (any, error) {
 		for _, id := range ids {
 			if _, err := idleVolume(tx, in.Zone, id); err != nil {
@@ -90,6 +93,9 @@ func (h deleteVolumesJob) Do(ctx context.Context, run *job.Run) error {
 func (s *Service) ceaseVolumes(tx Tx, ids []string) error {
 	for _, id := range ids {
 		if err := moveHead(tx, id, ""); err != nil {
+			return err
+		}
+		if err := rebase(tx, id, ""); err != nil {
 			return err
 		}
 	}

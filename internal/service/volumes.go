@@ -16,11 +16,32 @@ func (s *Service) Volumes(ctx context.Context, f VolumeFilter) (VolumePage, erro
 		return VolumePage{}, err
 	}
 	var page VolumePage
+	var rows []Volume
 	err := s.store.View(ctx, func(tx Tx) (err error) {
-		page.Volumes, page.Total, err = tx.Volumes(f)
+		rows, page.Total, err = tx.Volumes(f)
 		return err
 	})
-	return page, err
+	if err != nil {
+		return VolumePage{}, err
+	}
+	for _, v := range rows {
+		page.Volumes = append(page.Volumes, s.view(ctx, v))
+	}
+	return page, nil
+}
+
+// view adds how a volume is served. That it cannot be told is no reason not to
+// list it.
+func (s *Service) view(ctx context.Context, v Volume) VolumeView {
+	out := VolumeView{Volume: v}
+	if !s.isLive(v) || v.Status != VolumeAvailable {
+		return out
+	}
+	var err error
+	if out.Export, err = s.lives.Exported(ctx, v.spec()); err != nil && ctx.Err() == nil {
+		s.log.Error("ask how a volume is served", "volume", v.ID, "error", err)
+	}
+	return out
 }
 
 // volumesParams is the input of jobs about volumes.

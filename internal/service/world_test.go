@@ -260,7 +260,7 @@ func (p *process) delete(ids ...string) (job.Job, error) {
 }
 
 func (p *process) apply(ids ...string) (job.Job, error) {
-	return p.ApplySnapshots(context.Background(), service.SnapshotSet{Origin: origin, IDs: ids})
+	return p.ApplySnapshots(context.Background(), service.ApplySnapshots{SnapshotSet: service.SnapshotSet{Origin: origin, IDs: ids}})
 }
 
 func (p *process) clone(id string) (job.Job, error) {
@@ -328,7 +328,7 @@ func (p *process) volume(id string) service.Volume {
 	if err != nil || len(page.Volumes) != 1 {
 		p.t.Fatalf("volume %s: %d found, %v", id, len(page.Volumes), err)
 	}
-	return page.Volumes[0]
+	return page.Volumes[0].Volume
 }
 
 // content is what a volume holds now.

@@ -1,0 +1,320 @@
+package service
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"cairn/internal/engine"
+	"cairn/internal/errs"
+	"cairn/internal/volume"
+)
+
+// Live is what the use cases need of managed volumes that serve clients,
+// beyond what a driver does. Its methods are those of internal/volume/live.
+type Live interface {
+	// Serve lets clients connect; Exported tells who did, and how.
+	Serve(ctx context.Context, s volume.Spec) error
+	Exported(ctx context.Context, s volume.Spec) (volume.Export, error)
+	// Clone makes a volume of a tree's content, Roll gives one that is there
+	// this content; both at once. The tree must stay readable until Base names
+	// it no more.
+	Clone(ctx context.Context, s volume.Spec, tree volume.Tree) error
+	Roll(ctx context.Context, s volume.Spec, tree, from volume.Tree, force bool) (volume.Rolled, error)
+	Base(ctx context.Context, s volume.Spec) (ref string, left int64, err error)
+	// Fill fetches what a volume still needs of its base, and lets go of it.
+	Fill(ctx context.Context, s volume.Spec, pace func(ctx context.Context, n int64) error, progress func(done, total int64)) error
+}
+
+// basePrefix marks the holder of the pin that a volume has on the point that
+// its content still comes from. The driver knows that point durably; the pin
+// is made after it at every start.
+const basePrefix = "base:"
+
+// fillEvery is when volumes are looked after that could not be filled.
+const fillEvery = time.Minute
+
+// bases is what those share who change from which point volumes are read.
+type bases struct {
+	// mu is held from a change of what the driver calls a volume's base until
+	// the pin has followed: else the filler, who lets go of a base, might take
+	// the pin of the next one away.
+	mu   sync.Mutex
+	wake chan struct{} // of size 1: there may be something to fill
+	rate int64         // bytes a second at which the filler reads; 0: as fast as it goes
+}
+
+// isLive reports whether v is served by the live driver.
+func (s *Service) isLive(v Volume) bool { return s.lives != nil && v.Driver == DriverManaged }
+
+// eachLive calls fn with all managed volumes that have not ceased, some at a
+// time. The first error is returned.
+func (s *Service) eachLive(ctx context.Context, fn func(ctx context.Context, v Volume) error) error {
+	if s.lives == nil {
+		return nil
+	}
+	const page, atOnce = 256, 8
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(atOnce)
+	for after := ""; ; {
+		var rows []Volume
+		err := s.store.View(ctx, func(tx Tx) (err error) {
+			rows, err = tx.VolumesAfter(after, page)
+			return err
+		})
+		if err != nil || len(rows) == 0 {
+			g.Go(func() error { return err })
+			return g.Wait()
+		}
+		for _, v := range rows {
+			if after = v.ID; s.isLive(v) && v.Status == VolumeAvailable {
+				g.Go(func() error { return fn(ctx, v) })
+			}
+		}
+	}
+}
+
+// serveAll lets clients connect to all volumes that have a content.
+func (s *Service) serveAll(ctx context.Context) {
+	err := s.eachLive(ctx, func(ctx context.Context, v Volume) error {
+		s.serve(ctx, v)
+		return nil
+	})
+	if err != nil && ctx.Err() == nil {
+		s.log.Error("serve the volumes", "error", err)
+	}
+}
+
+// serve lets clients connect to a volume, unless a job is changing it: that
+// serves it when it ends. Its failure is not the caller's.
+func (s *Service) serve(ctx context.Context, v Volume) {
+	if !s.isLive(v) || v.Status != VolumeAvailable || v.MixedJob != "" || v.Transition == "deleting" {
+		return
+	}
+	if err := s.lives.Serve(ctx, v.spec()); err != nil && ctx.Err() == nil {
+		s.log.Error("serve a volume; clients cannot connect to it", "volume", v.ID, "error", err)
+	}
+}
+
+// serveByID is serve for volumes whose job has just ended.
+func (s *Service) serveByID(ctx context.Context, ids ...string) {
+	var volumes []Volume
+	err := s.store.View(ctx, func(tx Tx) (err error) {
+		volumes, err = loadVolumes(tx, ids)
+		return err
+	})
+	if err != nil {
+		s.log.Error("serve volumes; clients cannot connect to them until the next start", "volumes", ids, "error", err)
+	}
+	for _, v := range volumes {
+		s.serve(ctx, v)
+	}
+}
+
+// refuseConnected refuses what must not happen under a connected client.
+func (s *Service) refuseConnected(ctx context.Context, v Volume, what string) error {
+	if !s.isLive(v) {
+		return nil
+	}
+	e, err := s.lives.Exported(ctx, v.spec())
+	if err != nil {
+		return err
+	}
+	if e.Clients > 0 {
+		return errs.New(errs.Conflict, "volume %s has %d client connection(s) and cannot be %s under them; disconnect them first", v.ID, e.Clients, what)
+	}
+	return nil
+}
+
+// refuseConnectedIDs is refuseConnected for volumes that may not be there.
+func (s *Service) refuseConnectedIDs(ctx context.Context, zone string, ids []string, what string) error {
+	if s.lives == nil {
+		return nil
+	}
+	for _, id := range ids {
+		var v Volume
+		err := s.store.View(ctx, func(tx Tx) (err error) {
+			v, err = tx.Volume(zone, id)
+			return err
+		})
+		if err == nil && v.Status == VolumeAvailable {
+			err = s.refuseConnected(ctx, v, what)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// adoptBases pins the points that volumes still need, and no others: what the
+// driver knows counts, whatever the database was put back or rebuilt from.
+func (s *Service) adoptBases(ctx context.Context) error {
+	if s.lives == nil {
+		return nil
+	}
+	type base struct{ volume, snapshot string }
+	found := make(chan base)
+	needed := map[string]string{} // by holder; "": not known
+	collected := make(chan struct{})
+	go func() {
+		defer close(collected)
+		for b := range found {
+			needed[basePrefix+b.volume] = b.snapshot
+		}
+	}()
+	err := s.eachLive(ctx, func(ctx context.Context, v Volume) error {
+		ref, _, err := s.lives.Base(ctx, v.spec())
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case err != nil:
+			s.log.Error("open a volume", "volume", v.ID, "error", err)
+			found <- base{v.ID, ""}
+		case ref != "":
+			p, err := engine.ParsePointRef(ref)
+			if err != nil {
+				return fmt.Errorf("volume %s: %w", v.ID, err)
+			}
+			found <- base{v.ID, p.Snapshot}
+		}
+		return nil
+	})
+	close(found)
+	<-collected
+	if err != nil {
+		return err
+	}
+	return s.store.Update(ctx, func(tx Tx) error {
+		holders, err := tx.Holders()
+		if err != nil {
+			return err
+		}
+		for _, h := range holders {
+			if _, ok := needed[h]; !ok && strings.HasPrefix(h, basePrefix) {
+				if err := tx.Unpin(h); err != nil {
+					return err
+				}
+			}
+		}
+		for h, snapshot := range needed {
+			if snapshot == "" {
+				continue // an older pin stays
+			}
+			if err := rebase(tx, strings.TrimPrefix(h, basePrefix), snapshot); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// rebase pins the point that a volume's content comes from now, instead of an
+// earlier one. "": none.
+func rebase(tx Tx, volumeID, snapshot string) error {
+	if err := tx.Unpin(basePrefix + volumeID); err != nil || snapshot == "" {
+		return err
+	}
+	return tx.Pin(basePrefix+volumeID, snapshot)
+}
+
+// fillSoon tells the filler that there is something to do.
+func (s *Service) fillSoon() {
+	select {
+	case s.bases.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Fill fetches, until ctx ends, what volumes still need of points, one volume
+// after the other, so that they become independent of the repository.
+func (s *Service) Fill(ctx context.Context) {
+	if s.lives == nil || s.refused != "" {
+		<-ctx.Done()
+		return
+	}
+	timer := time.NewTicker(fillEvery)
+	defer timer.Stop()
+	for {
+		if err := s.fillAll(ctx); err != nil && ctx.Err() == nil {
+			s.log.Error("fill volumes", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+		case <-s.bases.wake:
+		}
+	}
+}
+
+func (s *Service) fillAll(ctx context.Context) error {
+	var holders []string
+	err := s.store.View(ctx, func(tx Tx) (err error) {
+		holders, err = tx.Holders()
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	for _, h := range holders {
+		id, ok := strings.CutPrefix(h, basePrefix)
+		if !ok {
+			continue
+		}
+		if err := s.fillOne(ctx, id); err != nil {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			if errs.Is(err, errs.NotFound) {
+				continue // it was deleted meanwhile
+			}
+			s.log.Warn("a volume could not be filled; trying again later", "volume", id, "error", err)
+		}
+	}
+	return nil
+}
+
+// fillOne fills a volume and lets go of the point.
+func (s *Service) fillOne(ctx context.Context, id string) error {
+	var v Volume
+	err := s.store.View(ctx, func(tx Tx) (err error) {
+		v, err = tx.Volume("", id)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	begin := time.Now()
+	if err := s.lives.Fill(ctx, v.spec(), s.pace, func(int64, int64) {}); err != nil {
+		return err
+	}
+	s.bases.mu.Lock()
+	defer s.bases.mu.Unlock()
+	// A rollback may have given it another base meanwhile.
+	ref, _, err := s.lives.Base(ctx, v.spec())
+	if err != nil || ref != "" {
+		return err
+	}
+	s.log.Info("volume filled", "volume", id, "took", time.Since(begin))
+	return s.store.Update(ctx, func(tx Tx) error { return rebase(tx, id, "") })
+}
+
+// pace keeps the filler at its rate.
+func (s *Service) pace(ctx context.Context, n int64) error {
+	if s.bases.rate <= 0 {
+		return ctx.Err()
+	}
+	timer := time.NewTimer(time.Duration(float64(n) / float64(s.bases.rate) * float64(time.Second)))
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-timer.C:
+		return nil
+	}
+}
