@@ -324,7 +324,7 @@ func (h *hand) heal(id string, s service.Snapshot) {
 	h.t.Helper()
 	contents := map[string]*image{id: h.p.w.disk.shown(s.JobID, s.ResourceID, s.SnapshotTime)}
 	h.do("apply to a mixture", rolled(contents), func(o service.Origin) (job.Job, error) {
-		return h.p.ApplySnapshots(ctx, service.SnapshotSet{Origin: o, IDs: []string{s.ID}})
+		return h.p.ApplySnapshots(ctx, service.ApplySnapshots{SnapshotSet: service.SnapshotSet{Origin: o, IDs: []string{s.ID}}})
 	})
 }
 

@@ -339,7 +339,7 @@ func (h *hand) apply(mayFail bool, points ...int) {
 		}
 	}
 	j, request, ok := h.ask("apply", mayFail, rolled(contents), func(o service.Origin) (job.Job, error) {
-		return h.p.ApplySnapshots(ctx, h.set(o, points))
+		return h.p.ApplySnapshots(ctx, service.ApplySnapshots{SnapshotSet: h.set(o, points)})
 	})
 	if ok {
 		h.wait(j, request)

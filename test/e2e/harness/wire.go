@@ -24,6 +24,7 @@ type Resource struct {
 
 // Snapshot is the object of API.md §1.
 type Snapshot struct {
+	CBT            string   `json:"cbt"`
 	ID             string   `json:"snapshot_id"`
 	Name           string   `json:"snapshot_name"`
 	Description    string   `json:"description"`
@@ -65,6 +66,10 @@ type Volume struct {
 	Driver      string `json:"driver"`
 	Path        string `json:"path"`
 	MixedJob    string `json:"mixed_job"`
+
+	NBDURIs      []string `json:"nbd_uris"`
+	Clients      int      `json:"clients"`
+	MissingBytes int64    `json:"missing_bytes"`
 }
 
 // Job is the object of API.md §3.
