@@ -25,7 +25,7 @@ import (
 // matrixMasks is how many different bits are flipped at each place.
 func matrixMasks() int {
 	if os.Getenv("CAIRN_LONG") == "1" {
-		return 4
+		return 2
 	}
 	return 1
 }
