@@ -18,6 +18,7 @@ import (
 type crashCase struct {
 	name    string
 	reflink bool // instants are durable
+	live    bool // managed volumes are live
 	// prepare brings the world into the state before the operation and
 	// returns the ids that act and verify need.
 	prepare func(p *process) []string
@@ -31,18 +32,22 @@ func crashCases() []crashCase {
 	var cases []crashCase
 	for _, reflink := range []bool{false, true} {
 		cases = append(cases,
-			crashCase{"create a group", reflink, prepareGroup, actCreate, verifyCreate},
-			crashCase{"create and cancel", reflink, prepareGroup, actCancelled, verifyCreate},
+			crashCase{name: "create a group", reflink: reflink, prepare: prepareGroup, act: actCreate, verify: verifyCreate},
+			crashCase{name: "create and cancel", reflink: reflink, prepare: prepareGroup, act: actCancelled, verify: verifyCreate},
+		)
+	}
+	for _, live := range []bool{false, true} {
+		cases = append(cases,
+			crashCase{name: "apply", live: live, prepare: prepareApply, act: func(p *process, ids []string) (job.Job, error) { return p.apply(ids[2], ids[3]) }, verify: verifyApply},
+			crashCase{name: "clone", live: live, prepare: prepareChain, act: func(p *process, ids []string) (job.Job, error) { return p.clone(ids[2]) }, verify: verifyClone},
+			crashCase{name: "delete volumes", live: live, prepare: prepareVolumes, act: func(p *process, ids []string) (job.Job, error) { return p.deleteVolumes(ids...) }},
 		)
 	}
 	return append(cases,
 		crashCase{name: "delete", prepare: prepareChain, act: func(p *process, ids []string) (job.Job, error) { return p.delete(ids[2]) }, verify: verifyDelete},
-		crashCase{name: "apply", prepare: prepareApply, act: func(p *process, ids []string) (job.Job, error) { return p.apply(ids[2], ids[3]) }, verify: verifyApply},
-		crashCase{name: "clone", prepare: prepareChain, act: func(p *process, ids []string) (job.Job, error) { return p.clone(ids[2]) }, verify: verifyClone},
 		crashCase{name: "create volumes", prepare: prepareChain, act: func(p *process, _ []string) (job.Job, error) {
 			return p.CreateVolumes(context.Background(), service.CreateVolumes{Origin: origin, Name: "new", SizeBytes: 5, Count: 3})
 		}},
-		crashCase{name: "delete volumes", prepare: prepareVolumes, act: func(p *process, ids []string) (job.Job, error) { return p.deleteVolumes(ids...) }},
 		crashCase{name: "resize", prepare: prepareVolumes, act: func(p *process, ids []string) (job.Job, error) { return p.resize(300, ids[:2]...) }, verify: verifyResize},
 		crashCase{name: "import", prepare: prepareChain, act: func(p *process, _ []string) (job.Job, error) { return p.imported("0123456789", 10) }},
 		crashCase{name: "undelete", prepare: prepareDeleted, act: func(p *process, ids []string) (job.Job, error) {
@@ -212,10 +217,13 @@ func TestCrashes(t *testing.T) {
 		if c.reflink {
 			name += " by reflink"
 		}
+		if c.live {
+			name += " of live volumes"
+		}
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			base := newWorld(t)
-			base.disk.reflink = c.reflink
+			base.disk.reflink, base.live = c.reflink, c.live
 			p := base.start(nil)
 			ids := c.prepare(p)
 			p.idle()

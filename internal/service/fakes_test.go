@@ -102,6 +102,7 @@ type disk struct {
 	blobs   map[string]string            // blob name → content
 	busy    map[string]bool              // somebody else has it open
 	reflink bool                         // instants are durable
+	base    map[string]string            // of live volumes: the point that their content comes from
 	tracked map[string]volume.Checkpoint // what changes are tracked from, by the same keys
 	order   []string                     // when which driver's freeze began and ended
 }
@@ -109,7 +110,7 @@ type disk struct {
 func newDisk() *disk {
 	return &disk{
 		content: map[string]string{}, size: map[string]int64{}, holds: map[string]map[string]string{},
-		blobs: map[string]string{}, busy: map[string]bool{}, tracked: map[string]volume.Checkpoint{},
+		blobs: map[string]string{}, busy: map[string]bool{}, base: map[string]string{}, tracked: map[string]volume.Checkpoint{},
 	}
 }
 
@@ -120,7 +121,7 @@ func (d *disk) clone() *disk {
 	c.content, c.size, c.blobs, c.busy = maps.Clone(d.content), maps.Clone(d.size), maps.Clone(d.blobs), maps.Clone(d.busy)
 	maps.Copy(c.holds, d.holds)
 	maps.Copy(c.tracked, d.tracked)
-	c.reflink = d.reflink
+	c.reflink, c.base = d.reflink, maps.Clone(d.base)
 	return c
 }
 
@@ -188,6 +189,7 @@ func (d *driver) Remove(_ context.Context, s volume.Spec) error {
 		defer d.mu.Unlock()
 		delete(d.content, d.key(s))
 		delete(d.size, d.key(s))
+		delete(d.base, d.key(s))
 		return nil
 	})
 }

@@ -189,16 +189,23 @@ func (s *Service) adoptBases(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return s.store.Update(ctx, func(tx Tx) error {
+	var stale []string
+	err = s.store.View(ctx, func(tx Tx) error {
 		holders, err := tx.Holders()
-		if err != nil {
-			return err
-		}
 		for _, h := range holders {
 			if _, ok := needed[h]; !ok && strings.HasPrefix(h, basePrefix) {
-				if err := tx.Unpin(h); err != nil {
-					return err
-				}
+				stale = append(stale, h)
+			}
+		}
+		return err
+	})
+	if err != nil || len(stale) == 0 && len(needed) == 0 {
+		return err
+	}
+	return s.store.Update(ctx, func(tx Tx) error {
+		for _, h := range stale {
+			if err := tx.Unpin(h); err != nil {
+				return err
 			}
 		}
 		for h, snapshot := range needed {

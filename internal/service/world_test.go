@@ -41,6 +41,8 @@ type world struct {
 	disk *disk
 	log  *slog.Logger
 	max  int // points of a chain
+	// live: managed volumes are live. still: nobody fills them.
+	live, still bool
 	// refused: the database counts as an older copy
 	refused string
 }
@@ -60,7 +62,7 @@ func (w *world) copyOf(t testing.TB) *world {
 		t.Fatal(err)
 	}
 	c := newWorld(t)
-	c.disk, c.max = w.disk.clone(), w.max
+	c.disk, c.max, c.live = w.disk.clone(), w.max, w.live
 	if err := os.WriteFile(c.path, data, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -149,10 +151,15 @@ func (w *world) prepare(f *fuse) *process {
 		rows = refusing{rows, w.refused}
 	}
 	p := &process{w: w, t: w.t, f: f, store: db, mover: &mover{disk: w.disk, f: f, damaged: map[string]bool{}, deep: map[string]bool{}}}
+	managed := &driver{disk: w.disk, f: f, clock: clock}
+	var live service.Live
+	if w.live {
+		live = liveDriver{managed}
+	}
 	p.Service, err = service.New(context.Background(), service.Config{
-		Store: rows, Refused: w.refused, Engine: p.mover, Zones: []string{zone},
+		Store: rows, Refused: w.refused, Engine: p.mover, Zones: []string{zone}, Live: live,
 		Drivers: map[string]volume.Driver{
-			service.DriverManaged:    &driver{disk: w.disk, f: f, clock: clock},
+			service.DriverManaged:    managed,
 			service.DriverRegistered: &driver{disk: w.disk, f: f, clock: clock, registered: true},
 		},
 		OwnDirs: []string{filepath.Dir(w.path)}, MaxChainPoints: w.max, RetryDelay: time.Millisecond,
@@ -161,13 +168,19 @@ func (w *world) prepare(f *fuse) *process {
 	if err != nil {
 		w.t.Fatal(err)
 	}
+	p.wantBasesPinned()
 	return p
 }
 
 func (p *process) run() {
 	ctx, cancel := context.WithCancel(context.Background())
 	p.cancel, p.done = cancel, make(chan struct{})
-	go func() { defer close(p.done); p.Run(ctx) }()
+	var all sync.WaitGroup
+	all.Go(func() { p.Run(ctx) })
+	if !p.w.still {
+		all.Go(func() { p.Fill(ctx) })
+	}
+	go func() { defer close(p.done); all.Wait() }()
 }
 
 func (p *process) stop() {

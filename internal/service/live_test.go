@@ -1,0 +1,186 @@
+package service_test
+
+import (
+	"context"
+	"io"
+	"strings"
+	"testing"
+
+	"cairn/internal/engine"
+	"cairn/internal/errs"
+	"cairn/internal/extent"
+	"cairn/internal/service"
+	"cairn/internal/volume"
+)
+
+// tree is a point's content.
+type tree struct{ ref, content string }
+
+func (t tree) Ref() string                                 { return t.ref }
+func (t tree) Checkpoint() volume.Checkpoint               { return volume.Checkpoint(t.content) }
+func (t tree) Size() int64                                 { return volumeSize }
+func (t tree) ReadAt(context.Context, []byte, int64) error { return nil }
+func (t tree) Close() error                                { return nil }
+
+func (t tree) Data(context.Context, int64) (extent.Range, error) { return extent.Range{}, io.EOF }
+
+func (t tree) Differs(context.Context, volume.Tree, int64) (extent.Range, error) {
+	return extent.Range{}, io.EOF
+}
+
+// liveDriver is the other half of a managed driver whose volumes are live.
+type liveDriver struct{ *driver }
+
+func (d liveDriver) Serve(context.Context, volume.Spec) error {
+	return d.f.do("Serve", func() error { return nil })
+}
+
+func (d liveDriver) Exported(_ context.Context, s volume.Spec) (volume.Export, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	e := volume.Export{}
+	if d.busy[s.ID] {
+		e.Clients = 1
+	}
+	return e, nil
+}
+
+// become gives a volume a tree's content.
+func (d liveDriver) become(s volume.Spec, t volume.Tree) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.content[s.ID], d.size[s.ID], d.base[s.ID] = t.(tree).content, s.SizeBytes, t.Ref()
+	return nil
+}
+
+func (d liveDriver) Clone(_ context.Context, s volume.Spec, t volume.Tree) error {
+	return d.f.do("Clone", func() error { return d.become(s, t) })
+}
+
+func (d liveDriver) Roll(_ context.Context, s volume.Spec, t, _ volume.Tree, force bool) (volume.Rolled, error) {
+	return volume.Rolled{}, d.f.do("Roll", func() error {
+		if d.busy[s.ID] && !force {
+			return errs.New(errs.Conflict, "volume %s has clients", s.ID)
+		}
+		return d.become(s, t)
+	})
+}
+
+func (d liveDriver) Base(_ context.Context, s volume.Spec) (string, int64, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.base[s.ID], 1, nil
+}
+
+func (d liveDriver) Fill(ctx context.Context, s volume.Spec, pace func(context.Context, int64) error, _ func(done, total int64)) error {
+	if err := pace(ctx, 1); err != nil {
+		return err
+	}
+	return d.f.do("Fill", func() error {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		delete(d.base, s.ID)
+		return nil
+	})
+}
+
+// wantBasesPinned fails unless what volumes still need cannot be deleted.
+func (p *process) wantBasesPinned() {
+	p.t.Helper()
+	p.w.disk.mu.Lock()
+	defer p.w.disk.mu.Unlock()
+	for id, text := range p.w.disk.base {
+		ref, err := engine.ParsePointRef(text)
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		var pinned bool
+		err = p.store.View(context.Background(), func(tx service.Tx) error {
+			if _, err := tx.Volume("", id); err != nil {
+				return nil //nolint:nilerr // it was never made, or is gone
+			}
+			_, _, pinned, err = tx.Pinned(ref.Snapshot)
+			return err
+		})
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		if v := p.w.disk.content[id]; !pinned && v != "" {
+			p.t.Errorf("volume %s comes from %s, which nothing pins", id, ref.Snapshot)
+		}
+	}
+}
+
+// A point that a volume comes from stays until the volume is filled, also if
+// the database knows nothing of it.
+func TestBaseStays(t *testing.T) {
+	ctx := context.Background()
+	w := newWorld(t)
+	w.live, w.still = true, true
+	p := w.start(nil)
+	v := p.volumes(2)
+	point, other := p.point(v[0]), p.point(v[1])
+	clone := p.good(p.clone(point)).ResourceIDs[0]
+	refuses := func(p *process) {
+		t.Helper()
+		_, err := p.delete(point)
+		if !errs.Is(err, errs.Busy) || !strings.Contains(err.Error(), clone) {
+			t.Errorf("delete of a point that a clone comes from: %v", err)
+		}
+	}
+	refuses(p)
+	// Somebody puts a database back, or rebuilds it, that lacks the pin.
+	err := p.store.Update(ctx, func(tx service.Tx) error { return tx.Unpin("base:" + clone) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.stop()
+	p = w.start(nil)
+	refuses(p)
+	p.stop()
+	w.still = false
+	p = w.start(nil)
+	p.idle()
+	p.good(p.delete(point))
+	p.stop()
+	// And one that has a pin too many.
+	p = w.start(nil)
+	err = p.store.Update(ctx, func(tx service.Tx) error { return tx.Pin("base:"+clone, other) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.stop()
+	w.still = true // nor does the filler let go of it
+	p = w.start(nil)
+	p.good(p.delete(other))
+	p.stop()
+}
+
+// Nobody rolls back or deletes a volume under its clients, unless forced.
+func TestClientsAreNotRobbed(t *testing.T) {
+	w := newWorld(t)
+	w.live = true
+	p := w.start(nil)
+	defer p.stop()
+	v := p.volumes(1)[0]
+	point := p.point(v)
+	p.write(v, "of a client")
+	w.disk.mu.Lock()
+	w.disk.busy[v] = true
+	w.disk.mu.Unlock()
+	if _, err := p.apply(point); !errs.Is(err, errs.Conflict) {
+		t.Errorf("apply: %v", err)
+	}
+	if _, err := p.deleteVolumes(v); !errs.Is(err, errs.Conflict) {
+		t.Errorf("delete: %v", err)
+	}
+	if got := p.content(v); got != "of a client" {
+		t.Errorf("a refusal left %q", got)
+	}
+	p.good(p.ApplySnapshots(context.Background(), service.ApplySnapshots{
+		SnapshotSet: service.SnapshotSet{Origin: origin, IDs: []string{point}}, Force: true,
+	}))
+	if got := p.content(v); got != "first on "+v {
+		t.Errorf("a forced rollback left %q", got)
+	}
+}
