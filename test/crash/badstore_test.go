@@ -34,23 +34,6 @@ func (s *badStore) setPlan(plan rowsPlan) {
 	s.plan, s.calls, s.names = plan, 0, nil
 }
 
-// counted is how many calls came in since setPlan.
-func (s *badStore) counted() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.calls
-}
-
-// name is what the n-th call was.
-func (s *badStore) name(n int) string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if n < 1 || n > len(s.names) {
-		return "none"
-	}
-	return s.names[n-1]
-}
-
 func (s *badStore) call(what string, fn func() error) error {
 	s.mu.Lock()
 	s.calls++

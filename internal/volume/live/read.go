@@ -205,19 +205,15 @@ func (v *vol) seekData(off, size int64) (extent.Range, error) {
 // data is the first range from off on that may hold anything but zeros.
 func (v *vol) data(ctx context.Context, w *view, off int64) (extent.Range, error) {
 	local, err := v.seekData(off, w.size)
-	if w.base == nil || err != nil && !errors.Is(err, io.EOF) {
+	end := errors.Is(err, io.EOF)
+	if w.base == nil || err != nil && !end {
 		return local, err
 	}
 	foreign, ferr := w.foreignData(ctx, off)
-	switch {
-	case ferr != nil && !errors.Is(ferr, io.EOF):
-		return foreign, ferr
-	case ferr != nil:
+	if errors.Is(ferr, io.EOF) || ferr == nil && !end && local.Off <= foreign.Off {
 		return local, err
-	case err != nil || foreign.Off < local.Off:
-		return foreign, nil
 	}
-	return local, nil
+	return foreign, ferr
 }
 
 // foreignData is the first range from off on of clusters that are the tree's
