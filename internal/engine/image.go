@@ -9,9 +9,9 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"cairn/internal/engine/qcow2"
 	"cairn/internal/errs"
 	"cairn/internal/extent"
+	"cairn/internal/qcow2"
 	"cairn/internal/repo"
 	"cairn/internal/volume"
 )

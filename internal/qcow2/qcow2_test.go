@@ -18,9 +18,9 @@ import (
 
 	"pgregory.net/rapid"
 
-	"cairn/internal/engine/qcow2"
 	"cairn/internal/errs"
 	"cairn/internal/extent"
+	"cairn/internal/qcow2"
 )
 
 var update = flag.Bool("update", false, "rewrite testdata")
