@@ -1,15 +1,15 @@
-// Package qcow2 streams a volume as a qcow2 version 3 image to a plain
-// io.Writer: no seek, no staging copy. Format: QEMU's docs/interop/qcow2.txt;
-// golden bytes: testdata/.
+// Package qcow2 writes and reads qcow2 files. Format: QEMU's
+// docs/interop/qcow2.txt; golden bytes: testdata/.
 //
-// The file lies in the order in which it is written:
+// Write streams a volume as a version 3 image to a plain io.Writer: no seek,
+// no staging copy. The file lies in the order in which it is written:
 //
 //	header | refcount table | refcount blocks | L1 | { L2, its data clusters }…
 //
 // Offsets must be known before the data is read, so the image is walked twice:
 // once to count the allocated clusters below each L2 table, once to write.
 //
-// Invariants:
+// Invariants of Write:
 //   - every cluster of the file is used exactly once, so each refcount is 1
 //     and every L1 and L2 entry carries the "copied" flag;
 //   - a cluster that is not allocated reads as zeros: there is no backing file;
@@ -17,7 +17,21 @@
 //   - both walks must find the same clusters, else Write fails before it has
 //     written an offset that would be wrong.
 //
-// Write serves one goroutine per Image.
+// Open reads what others wrote: versions 2 and 3, every cluster size,
+// compressed clusters and subclusters; what else the format can say is refused
+// with a sentence that tells what to do.
+//
+// Invariants of a Reader:
+//   - it needs one file and opens no other: what names a backing file or a
+//     data file is refused, as a file from a stranger could name any;
+//   - every offset and length that the file tells is checked before it is
+//     used; where QEMU takes what lies behind the file's end for zeros, a
+//     Reader says that the file is cut;
+//   - memory is bounded, whatever the file says: 1 MiB of tables, and for
+//     compressed clusters two buffers of up to 4 MiB and a zstd window;
+//   - refcounts are never looked at: they say what is free, not what is data.
+//
+// Write serves one goroutine per Image, and so does a Reader.
 package qcow2
 
 import (
@@ -32,6 +46,7 @@ import (
 	"cairn/internal/extent"
 )
 
+// What Write chooses where the format leaves it free.
 const (
 	clusterBits  = 16
 	clusterBytes = 1 << clusterBits
@@ -39,16 +54,11 @@ const (
 	l2Entries = clusterBytes / 8         // clusters that one L2 table maps
 	l2Span    = l2Entries * clusterBytes // 512 MiB of volume
 	rbEntries = clusterBytes / 2         // 16-bit refcounts in one block
-	copied    = uint64(1) << 63          // entry flag: refcount is exactly 1
-	headerLen = 104                      // version 3 without optional fields
-	sector    = 512                      // QEMU cuts a size that is no multiple
-	maxL1     = 32 << 20 / 8             // QEMU's QCOW_MAX_L1_SIZE, in entries
 	runBytes  = 1 << 20                  // largest single read and write
-	magic     = 'Q'<<24 | 'F'<<16 | 'I'<<8 | 0xfb
 )
 
-// Image is what Write needs of a volume's content. Both walks and all reads
-// must see the same moment.
+// Image is a volume's content: what Write needs, and what a Reader is. Both
+// walks of Write and all reads must see the same moment.
 type Image interface {
 	Size() int64 // bytes
 	// Data returns the first range at or after off that may hold anything
@@ -208,15 +218,15 @@ func ceilDiv(a, b int64) int64 { return (a + b - 1) / b }
 func header(size int64, lay layout) []byte {
 	be := binary.BigEndian
 	h := make([]byte, headerLen)
-	be.PutUint32(h[0:], magic)
-	be.PutUint32(h[4:], 3) // version
-	be.PutUint32(h[20:], clusterBits)
-	be.PutUint64(h[24:], uint64(ceilDiv(size, sector)*sector))
-	be.PutUint32(h[36:], uint32(ceilDiv(size, l2Span)))
-	be.PutUint64(h[40:], uint64(lay.l1At()*clusterBytes))
-	be.PutUint64(h[48:], clusterBytes) // refcount table, right after the header
-	be.PutUint32(h[56:], uint32(lay.refTable))
-	be.PutUint32(h[96:], 4) // refcount order: 1<<4 bits each
-	be.PutUint32(h[100:], headerLen)
+	be.PutUint32(h[atMagic:], magic)
+	be.PutUint32(h[atVersion:], 3)
+	be.PutUint32(h[atClusterBits:], clusterBits)
+	be.PutUint64(h[atSize:], uint64(ceilDiv(size, sector)*sector))
+	be.PutUint32(h[atL1Entries:], uint32(ceilDiv(size, l2Span)))
+	be.PutUint64(h[atL1Offset:], uint64(lay.l1At()*clusterBytes))
+	be.PutUint64(h[atRefTable:], clusterBytes) // right after the header
+	be.PutUint32(h[atRefTableClusters:], uint32(lay.refTable))
+	be.PutUint32(h[atRefcountOrder:], 4) // 1<<4 bits each
+	be.PutUint32(h[atHeaderLen:], headerLen)
 	return h
 }
