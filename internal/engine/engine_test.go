@@ -272,16 +272,81 @@ func TestImport(t *testing.T) {
 	want := make([]byte, 5<<20+100)
 	fill(rand.New(rand.NewPCG(7, 1)), want[1<<20:2<<20])
 	v := newVolume(int64(len(want)))
-	if err := r.e.ImportTo(t.Context(), bytes.NewReader(want), v.size, v, nil); err != nil || !bytes.Equal(v.bytes(), want) {
+	if err := r.e.ImportTo(t.Context(), Flat(bytes.NewReader(want), v.size), v.size, v, nil); err != nil || !bytes.Equal(v.bytes(), want) {
 		t.Fatal("wrong import", err)
 	}
 	if v.written > 1<<20 {
 		t.Errorf("zeros were written: %d bytes", v.written)
 	}
 	for _, n := range []int64{v.size - 1, v.size + 1} {
-		if err := r.e.ImportTo(t.Context(), bytes.NewReader(want), n, newVolume(n), nil); !errs.Is(err, errs.Invalid) {
+		if err := r.e.ImportTo(t.Context(), Flat(bytes.NewReader(want), n), n, newVolume(n), nil); !errs.Is(err, errs.Invalid) {
 			t.Errorf("%d bytes announced, %d sent: %v", n, len(want), err)
 		}
+	}
+}
+
+// parts is an inflow with holes.
+type parts struct {
+	ranges       []extent.Range
+	at           int
+	bytes.Reader // of the present range
+	content      []byte
+	err          error // instead of the end
+}
+
+func (p *parts) Next() (extent.Range, error) {
+	if p.at == len(p.ranges) {
+		return extent.Range{}, p.err
+	}
+	r := p.ranges[p.at]
+	p.at++
+	if r.Off >= 0 && r.Len > 0 && r.Off <= int64(len(p.content))-r.Len {
+		p.Reset(p.content[r.Off:r.End()])
+	}
+	return r, nil
+}
+
+func TestImportRanges(t *testing.T) {
+	r := newRig(t)
+	const size = 9<<20 + 77
+	noise := make([]byte, size)
+	fill(rand.New(rand.NewPCG(9, 1)), noise)
+	ranges := []extent.Range{{Off: 3, Len: 5}, {Off: 65536, Len: 131072}, {Off: 2<<20 - 1, Len: 5 << 20}, {Off: size - 70000, Len: 70000}}
+	want := make([]byte, size)
+	for _, x := range ranges {
+		copy(want[x.Off:x.End()], noise[x.Off:x.End()])
+	}
+	v := newVolume(size)
+	var last int64
+	progress := func(done, total int64) {
+		last = done
+		if total != size {
+			t.Errorf("progress of %d bytes", total)
+		}
+	}
+	if err := r.e.ImportTo(t.Context(), &parts{ranges: ranges, content: noise}, size, v, progress); err != nil || !bytes.Equal(v.bytes(), want) {
+		t.Fatal("wrong import", err)
+	}
+	if last != size || v.written != extent.Total(ranges) {
+		t.Errorf("%d bytes were written of %d, the last progress was %d", v.written, extent.Total(ranges), last)
+	}
+	broken := errs.New(errs.Invalid, "cut")
+	for says, in := range map[string]*parts{
+		"backwards":        {ranges: []extent.Range{{Off: 10, Len: 10}, {Off: 19, Len: 1}}},
+		"past the end":     {ranges: []extent.Range{{Off: size - 1, Len: 2}}},
+		"before the start": {ranges: []extent.Range{{Off: -1, Len: 2}}},
+		"negative":         {ranges: []extent.Range{{Off: 10, Len: -1}}},
+		"far":              {ranges: []extent.Range{{Off: 1<<63 - 1, Len: 1<<63 - 1}}},
+		"no end":           {ranges: ranges, err: broken},
+	} {
+		in.content = noise
+		if err := r.e.ImportTo(t.Context(), in, size, newVolume(size), nil); !errs.Is(err, errs.Invalid) {
+			t.Errorf("%s: %v", says, err)
+		}
+	}
+	empty := newVolume(size)
+	if err := r.e.ImportTo(t.Context(), &parts{}, size, empty, nil); err != nil || empty.written != 0 {
+		t.Errorf("all zeros: %d bytes written, %v", empty.written, err)
 	}
 }
 

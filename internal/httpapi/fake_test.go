@@ -21,6 +21,8 @@ import (
 	"go.uber.org/goleak"
 
 	"cairn/internal/chain"
+	"cairn/internal/errs"
+	"cairn/internal/extent"
 	"cairn/internal/httpapi"
 	"cairn/internal/job"
 	"cairn/internal/service"
@@ -58,7 +60,8 @@ type fake struct {
 	jobs    []job.Job
 	job     job.Job
 	plan    service.DeletePlan
-	stored  []byte // what an import sent
+	stored  []byte         // what an import sent
+	ranges  []extent.Range // of stored, as they came
 
 	refused string
 }
@@ -216,9 +219,17 @@ func (f *fake) ImportVolume(ctx context.Context, in service.ImportVolume) (job.J
 	if err := f.record(ctx, "ImportVolume", id, in); err != nil {
 		return job.Job{}, err
 	}
-	var err error
-	f.stored, err = io.ReadAll(stream)
-	return f.job, err
+	f.stored, f.ranges = make([]byte, in.SizeBytes), nil
+	for {
+		r, err := stream.Next()
+		if err != nil || r.Len == 0 {
+			return f.job, err
+		}
+		if _, err := io.ReadFull(stream, f.stored[r.Off:r.End()]); err != nil {
+			return job.Job{}, errs.Wrap(errs.Invalid, err, "the stream ended early")
+		}
+		f.ranges = append(f.ranges, r)
+	}
 }
 
 func (f *fake) ExportVolume(ctx context.Context, zone, id string) (service.Image, error) {

@@ -45,6 +45,7 @@ type request struct {
 
 	body   io.Reader // of an import
 	length int64     // of body; -1: not said
+	kind   string    // of body: the Content-Type
 }
 
 func (r *request) note(attrs ...slog.Attr) { r.attrs = append(r.attrs, attrs...) }
@@ -190,6 +191,7 @@ func (f *front) serve(w *writer, r *http.Request, req *request) error {
 	}
 	if sends {
 		req.body, req.length, w.upload = r.Body, r.ContentLength, true
+		req.kind = r.Header.Get("Content-Type")
 		_ = http.NewResponseController(w).EnableFullDuplex()
 		f.mux.ServeHTTP(w, r)
 		if w.status >= 300 { // refused, perhaps while the client still sends

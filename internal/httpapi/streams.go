@@ -267,10 +267,13 @@ func (a *api) registerStreams() {
 	paths[eventPath].Get.Responses["200"].Content = map[string]*huma.MediaType{"text/event-stream": {Schema: &huma.Schema{Type: huma.TypeString}}}
 }
 
-// documentUpload says that a call's body is a raw stream.
+// documentUpload says that a call's body is a volume's content.
 func (a *api) documentUpload(path string) {
+	binary := &huma.MediaType{Schema: &huma.Schema{Type: huma.TypeString, Format: "binary"}}
 	a.huma.OpenAPI().Paths[path].Post.RequestBody = &huma.RequestBody{
-		Description: "the volume's content", Required: true,
-		Content: map[string]*huma.MediaType{"application/octet-stream": {Schema: &huma.Schema{Type: huma.TypeString, Format: "binary"}}},
+		Description: "The volume's raw content. As multipart/byteranges (RFC 9110 §14.6) its holes are left out: " +
+			"each part has its Content-Range, they come in order, and what no part holds is zeros; size_bytes is then needed.",
+		Required: true,
+		Content:  map[string]*huma.MediaType{"application/octet-stream": binary, byteRangesType: binary},
 	}
 }

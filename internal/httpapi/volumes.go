@@ -164,7 +164,7 @@ func (a *api) registerVolume(ctx context.Context, in *registerVolumeInput) (*vol
 type importQuery struct {
 	Zoned
 	VolumeName string  `query:"volume_name"`
-	SizeBytes  integer `query:"size_bytes" doc:"exact length of the body; may be left out if Content-Length says it"`
+	SizeBytes  integer `query:"size_bytes" doc:"exact length of the content; may be left out where Content-Length says it"`
 	VolumeType integer `query:"volume_type" doc:"default 0"`
 }
 
@@ -173,10 +173,17 @@ func (a *api) importVolume(ctx context.Context, in *importQuery) (*JobOutput, er
 	if err != nil {
 		return nil, err
 	}
+	open, sized, err := inflow(requestOf(ctx))
+	if err != nil {
+		return nil, err
+	}
 	sent := requestOf(ctx).length
+	if !sized {
+		sent = -1
+	}
 	switch {
 	case !ok && sent < 0:
-		return nil, badParameter("size_bytes", "size_bytes is missing; send the exact length of the body")
+		return nil, badParameter("size_bytes", "size_bytes is missing; send the exact length of the content")
 	case !ok:
 		size = sent
 	case sent >= 0 && sent != size:
@@ -190,7 +197,7 @@ func (a *api) importVolume(ctx context.Context, in *importQuery) (*JobOutput, er
 		return nil, err
 	}
 	j, err := a.service.ImportVolume(ctx, service.ImportVolume{
-		Origin: in.origin(ctx), Name: in.VolumeName, Type: int(kind), SizeBytes: size, Stream: requestOf(ctx).body,
+		Origin: in.origin(ctx), Name: in.VolumeName, Type: int(kind), SizeBytes: size, Stream: open(size),
 	})
 	return started(ctx, j, err)
 }

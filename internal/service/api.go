@@ -121,15 +121,15 @@ type RegisterVolume struct {
 	Description string
 }
 
-// ImportVolume makes a managed volume from a stream.
+// ImportVolume makes a managed volume from content that a client sends.
 type ImportVolume struct {
 	Origin
 	Name      string
 	Type      int
-	SizeBytes int64 // exact length of the stream
-	// Stream is the raw content. It is read until the call returns, and not
+	SizeBytes int64 // exact length of the content
+	// Stream is the content. It is read until the call returns, and not
 	// afterwards; the call returns early when its ctx ends.
-	Stream io.Reader
+	Stream Inflow
 }
 
 // ResizeVolumes grows volumes.
@@ -181,7 +181,12 @@ type (
 	BadRange = engine.BadRange
 	// Format is an export's file format.
 	Format = engine.Format
+	// Inflow is content on its way in.
+	Inflow = engine.Inflow
 )
+
+// Flat is the inflow of a stream of size bytes, zeros and all.
+func Flat(r io.Reader, size int64) Inflow { return engine.Flat(r, size) }
 
 // Export formats.
 const (

@@ -330,9 +330,13 @@ func (i *image) WriteTo(_ context.Context, w io.Writer, _ engine.Format) error {
 	return err
 }
 
-func (m *mover) ImportTo(ctx context.Context, r io.Reader, size int64, t volume.Target, progress engine.Progress) error {
+func (m *mover) ImportTo(ctx context.Context, in engine.Inflow, size int64, t volume.Target, progress engine.Progress) error {
 	t.(*target).write(mixed)
-	b, err := io.ReadAll(r)
+	_, err := in.Next()
+	if err != nil {
+		return err
+	}
+	b, err := io.ReadAll(in)
 	if err == nil && ctx.Err() != nil {
 		err = context.Cause(ctx)
 	}

@@ -2,7 +2,6 @@ package service
 
 import (
 	"context"
-	"io"
 
 	"cairn/internal/engine"
 	"cairn/internal/volume"
@@ -40,9 +39,9 @@ type Engine interface {
 	// SourceImage streams a frozen volume out, like OpenImage does a point.
 	SourceImage(ctx context.Context, src volume.Source) (engine.Image, error)
 
-	// ImportTo writes a raw stream of exactly size bytes to target, leaving
-	// zeros as holes, and syncs.
-	ImportTo(ctx context.Context, r io.Reader, size int64, target volume.Target, progress engine.Progress) error
+	// ImportTo writes content of exactly size bytes to target, leaving zeros
+	// as holes, and syncs.
+	ImportTo(ctx context.Context, in engine.Inflow, size int64, target volume.Target, progress engine.Progress) error
 
 	// FreedBytes tells how many bytes of the repository only the doomed
 	// points use, given every pack row and all points that would survive.

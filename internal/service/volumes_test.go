@@ -74,7 +74,7 @@ func TestAnImportWhoseClientVanishes(t *testing.T) {
 			cancel()
 			_ = w.CloseWithError(errors.New("connection reset"))
 		}()
-		j, err := p.ImportVolume(ctx, service.ImportVolume{Origin: origin, Name: "n", SizeBytes: 10, Stream: r})
+		j, err := p.ImportVolume(ctx, service.ImportVolume{Origin: origin, Name: "n", SizeBytes: 10, Stream: service.Flat(r, 10)})
 		j = p.bad("the client went away", j, err)
 		if _, ok := p.w.disk.get(j.ResourceIDs[0]); ok {
 			t.Error("it left data")
@@ -88,7 +88,7 @@ func TestAnImportDoesNotOutliveItsProcess(t *testing.T) {
 	r, pipe := io.Pipe()
 	got := make(chan job.Job)
 	go func() {
-		j, err := p.ImportVolume(context.Background(), service.ImportVolume{Origin: origin, Name: "n", SizeBytes: 10, Stream: r})
+		j, err := p.ImportVolume(context.Background(), service.ImportVolume{Origin: origin, Name: "n", SizeBytes: 10, Stream: service.Flat(r, 10)})
 		if err != nil {
 			t.Error(err)
 		}

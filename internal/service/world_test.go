@@ -289,7 +289,7 @@ func (p *process) resize(size int64, ids ...string) (job.Job, error) {
 }
 
 func (p *process) imported(stream string, size int64) (job.Job, error) {
-	return p.ImportVolume(context.Background(), service.ImportVolume{Origin: origin, Name: "imported", SizeBytes: size, Stream: strings.NewReader(stream)})
+	return p.ImportVolume(context.Background(), service.ImportVolume{Origin: origin, Name: "imported", SizeBytes: size, Stream: service.Flat(strings.NewReader(stream), size)})
 }
 
 // volumeSize is the size of the volumes that tests make.

@@ -233,7 +233,7 @@ func (h *hand) imported(content *image) {
 	}
 	request := h.note("import", true, made(content))
 	j, err := h.p.ImportVolume(ctx, service.ImportVolume{
-		Origin: h.origin(request), Name: "imported", SizeBytes: content.size, Stream: bytes.NewReader(b),
+		Origin: h.origin(request), Name: "imported", SizeBytes: content.size, Stream: service.Flat(bytes.NewReader(b), content.size),
 	})
 	if err != nil {
 		if h.strict {
