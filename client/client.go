@@ -17,6 +17,7 @@ package client
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -134,8 +135,9 @@ type request struct {
 
 	root       bool      // path is below the server, not below the zone
 	stream     io.Reader // instead of body: sent as it is
-	streamSize int64
-	accept     string // default application/json
+	streamSize int64     // -1: not known
+	kind       string    // of stream; default application/octet-stream
+	accept     string    // default application/json
 }
 
 func (c *Client) url(r request) string {
@@ -181,7 +183,7 @@ func (c *Client) do(ctx context.Context, r request) (*http.Response, error) {
 	switch {
 	case r.stream != nil:
 		req.ContentLength = r.streamSize
-		req.Header.Set("Content-Type", "application/octet-stream")
+		req.Header.Set("Content-Type", cmp.Or(r.kind, "application/octet-stream"))
 		req.Header.Set("Expect", "100-continue")
 	case r.body != nil:
 		req.Header.Set("Content-Type", "application/json")

@@ -7,7 +7,6 @@ import (
 	"io"
 	"net/http"
 	"net/url"
-	"strconv"
 )
 
 // Format is an export's file format.
@@ -73,7 +72,7 @@ func (e *Export) Close() error { return e.body.Close() }
 // ImportVolume asks for a managed volume with the content of a stream.
 type ImportVolume struct {
 	Name      string
-	SizeBytes int64 // exact length of the stream
+	SizeBytes int64 // exact length of the content
 	Type      int
 }
 
@@ -81,13 +80,8 @@ type ImportVolume struct {
 // returns when the server has stored it. r is read only if the server accepts
 // the rest of the request.
 func (c *Client) ImportVolume(ctx context.Context, in ImportVolume, r io.Reader) (Job, error) {
-	q := url.Values{
-		"volume_name": {in.Name},
-		"size_bytes":  {strconv.FormatInt(in.SizeBytes, 10)},
-		"volume_type": {strconv.Itoa(in.Type)},
-	}
 	return c.job(ctx, request{
-		method: http.MethodPost, path: []string{volumesPath, "import"}, query: q,
+		method: http.MethodPost, path: []string{volumesPath, "import"}, query: in.query(),
 		stream: &exactReader{r: r, left: in.SizeBytes, size: in.SizeBytes}, streamSize: in.SizeBytes,
 	})
 }
