@@ -38,6 +38,9 @@ func TestMain(m *testing.M) {
 //	json KEY VALUE      the one document of stdout has VALUE at KEY (a.b.0, a.len)
 //	fake WHAT           steer the server, see fake.steer and steerFake
 //	holes FILE          FILE takes less room than its size
+//	qcow2 RAW FILE      write RAW as a qcow2 FILE
+//	spoil FILE AT BYTE  change one byte of FILE
+//	running FILE        lock FILE until the script ends, as QEMU does to write
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 filepath.Join("testdata", "script"),
@@ -49,6 +52,10 @@ func TestScripts(t *testing.T) {
 			"json":  wantJSON,
 			"fake":  steerFake,
 			"holes": wantHoles,
+			"qcow2": makeQcow2,
+			"spoil": spoil,
+
+			"running": lockAsQEMU,
 		},
 	})
 }

@@ -31,7 +31,7 @@ var exitMeanings = []struct {
 	{exitOK, "done"},
 	{exitFailed, "the job failed, or any other error"},
 	{exitUsage, "the command or its arguments cannot be right, or the server says so"},
-	{exitDamage, "stored bytes are damaged: a scrub, a salvage or cairn debug found it"},
+	{exitDamage, "stored bytes are damaged: a scrub, a salvage, cairn debug or an import found it"},
 	{exitNotFound, "a volume, snapshot, job or zone does not exist"},
 	{exitConflict, "the object's state forbids it, it is busy, or the name is taken: look, or try later"},
 	{exitUnreachable, "the server cannot be reached"},

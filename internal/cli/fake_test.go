@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"mime"
 	"mime/multipart"
 	"net/http"
 	"net/textproto"
@@ -329,7 +330,7 @@ func (f *fake) salvage(id string, b []byte) any {
 }
 
 func (f *fake) importVolume(r *http.Request) any {
-	b, err := io.ReadAll(r.Body)
+	b, err := contentOf(r)
 	if err != nil || strconv.Itoa(len(b)) != r.FormValue("size_bytes") {
 		panic(http.ErrAbortHandler)
 	}
@@ -338,6 +339,36 @@ func (f *fake) importVolume(r *http.Request) any {
 	j := f.start("ImportVolume", "", []string{v.ID})
 	f.end(j, client.JobSuccessful, "")
 	return j
+}
+
+// contentOf is the content of an import, raw or as multipart/byteranges.
+func contentOf(r *http.Request) ([]byte, error) {
+	kind, params, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	if err != nil || kind != "multipart/byteranges" {
+		return io.ReadAll(r.Body)
+	}
+	size, err := strconv.Atoi(r.FormValue("size_bytes"))
+	if err != nil {
+		return nil, err
+	}
+	content := make([]byte, size)
+	parts := multipart.NewReader(r.Body, params["boundary"])
+	for {
+		part, err := parts.NextRawPart()
+		if err == io.EOF {
+			return content, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		var first, last int
+		if _, err := fmt.Sscanf(part.Header.Get("Content-Range"), "bytes %d-%d/", &first, &last); err != nil {
+			return nil, err
+		}
+		if _, err := io.ReadFull(part, content[first:last+1]); err != nil {
+			return nil, err
+		}
+	}
 }
 
 func sparse(n int) []byte { return append(bytes.Repeat([]byte{0}, n), "the end"...) }

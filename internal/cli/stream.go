@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"os"
 
 	"github.com/spf13/cobra"
 
@@ -141,69 +140,4 @@ func (r *metered) Read(p []byte) (int, error) {
 	r.done += int64(n)
 	r.m.set(r.done, r.total)
 	return n, err
-}
-
-func (a *app) volumeImport() *cobra.Command {
-	var in client.ImportVolume
-	var size string
-	var wait bool
-	cmd := &cobra.Command{
-		Use: "import FILE --name NAME", Short: "Make a volume with the content of a raw file, a device or stdin", Args: arity(1, 1),
-		Long: `Make a volume with the content of a raw file or block device, which is read
-here, where the command runs. With - stdin is read, whose exact length --size
-must tell.`,
-		Example: "  cairn volume import disk.raw --name disk\n  qemu-img convert -O raw disk.qcow2 disk.raw && cairn volume import disk.raw --name disk\n  zcat disk.raw.gz | cairn volume import - --size 10 --name disk",
-		RunE: a.run(func(ctx context.Context, s *session, args []string) error {
-			if in.Name == "" {
-				return s.usage("--name is needed")
-			}
-			source, err := s.openSource(args[0], size, &in.SizeBytes)
-			if err != nil {
-				return err
-			}
-			defer source.Close()
-			m := s.newMeter("import " + args[0])
-			j, err := s.client.ImportVolume(ctx, in, &metered{r: source, m: m, total: in.SizeBytes})
-			m.stop(err == nil)
-			if err != nil {
-				return err
-			}
-			return s.finish(ctx, j, wait)
-		}),
-	}
-	f := cmd.Flags()
-	f.StringVar(&in.Name, "name", "", "`NAME` of the volume")
-	f.IntVar(&in.Type, "type", 0, "volume type `N`")
-	f.StringVar(&size, "size", "", "exact `SIZE` of stdin in GB (2^30), or with a unit: 1.5G, 512M, 4096B")
-	waitFlag(cmd, &wait)
-	return cmd
-}
-
-// openSource opens what is to be imported and tells its size.
-func (s *session) openSource(path, size string, bytes *int64) (io.ReadCloser, error) {
-	if path == "-" {
-		if size == "" {
-			return nil, s.usage("stdin does not tell its length: --size is needed")
-		}
-		n, err := parseSize(size)
-		if err != nil {
-			return nil, s.usage("%s", err)
-		}
-		*bytes = n
-		return io.NopCloser(s.In), nil
-	}
-	if size != "" {
-		return nil, s.usage("--size is for stdin; a file's size is its own")
-	}
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, openError(path, err)
-	}
-	n, err := sourceSize(f)
-	if err != nil {
-		f.Close()
-		return nil, err
-	}
-	*bytes = n
-	return f, nil
 }

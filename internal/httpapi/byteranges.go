@@ -20,8 +20,8 @@ const byteRangesType = "multipart/byteranges"
 // is the content's too. All types but multipart/byteranges are raw content,
 // whatever they are called.
 func inflow(req *request) (open func(size int64) service.Inflow, sized bool, err error) {
-	kind, params, err := mime.ParseMediaType(req.kind)
-	if err != nil || kind != byteRangesType {
+	kind, params, _ := mime.ParseMediaType(req.kind) // "" if it is none
+	if kind != byteRangesType {
 		return func(size int64) service.Inflow { return service.Flat(req.body, size) }, true, nil
 	}
 	boundary := params["boundary"]
