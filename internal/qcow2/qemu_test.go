@@ -170,32 +170,37 @@ func mixed(rnd *rand.Rand, size int) []byte {
 // History: what a machine does to its image, snapshots in between.
 func TestQEMUHistories(t *testing.T) {
 	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
+	compared := 0
+	t.Cleanup(func() { t.Logf("seed %d, %d images compared", seed, compared) })
 	for i, kind := range kinds {
 		t.Run(kind, func(t *testing.T) {
 			q := newQEMU(t)
+			compare := func() { compared++; q.compare("i.qcow2") }
 			rnd := rand.New(rand.NewPCG(seed, uint64(i)))
 			snapshots := !strings.Contains(kind, "refcount_bits=1") // a snapshot needs to count to 2
 			size := 4<<20 + 512*int64(rnd.IntN(5000))
 			q.img("create", "-q", "-f", "qcow2", "-o", kind, q.path("i.qcow2"), fmt.Sprint(size))
-			q.compare("i.qcow2")
+			compare()
 			for round := range 2 {
 				if round == 0 && !strings.Contains(kind, "preallocation") { // which excludes compression
 					q.io("i.qcow2", packedWrites(rnd, size, kind)...)
 				}
 				q.io("i.qcow2", history(rnd, size)...)
-				q.compare("i.qcow2")
+				compare()
 				if snapshots {
 					q.img("snapshot", "-c", fmt.Sprint("s", round), q.path("i.qcow2"))
 				}
 			}
 			if !strings.Contains(kind, "compat=0.10") { // which cannot with snapshots
 				q.img("resize", "-q", q.path("i.qcow2"), "+3000k")
-				q.compare("i.qcow2")
+				compare()
 			}
 			r, err := q.open("i.qcow2")
-			if err != nil || snapshots && r.Snapshots() != 2 {
-				t.Errorf("its snapshots: %v, want 2", err)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if snapshots && r.Snapshots() != 2 {
+				t.Errorf("%d snapshots, want 2", r.Snapshots())
 			}
 		})
 	}

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"slices"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -109,11 +108,15 @@ func sameAs(ctx context.Context, r *qcow2.Reader, want *memImage) error {
 		}
 	}
 	for _, p := range want.pieces {
-		for i := range p.data {
-			off := p.off + int64(i)
-			if p.data[i] != 0 && !slices.ContainsFunc(ranges, func(d extent.Range) bool { return d.Off <= off && off < d.End() }) {
-				return fmt.Errorf("Data tells of a hole at byte %d", off)
+		missed := bytes.Clone(p.data)
+		for _, d := range ranges {
+			from, to := max(d.Off-p.off, 0), min(d.End()-p.off, int64(len(missed)))
+			if from < to {
+				clear(missed[from:to])
 			}
+		}
+		if i := differs(missed, make([]byte, len(missed))); i >= 0 {
+			return fmt.Errorf("Data tells of a hole at byte %d", p.off+int64(i))
 		}
 	}
 	return nil
@@ -183,11 +186,14 @@ func TestReadGolden(t *testing.T) {
 
 // A file that was cut anywhere is never taken for whole with other content.
 func TestCutAnywhere(t *testing.T) {
+	total := 0
+	t.Cleanup(func() { t.Logf("%d cuts", total) })
 	for _, g := range goldens {
 		t.Run(g.name, func(t *testing.T) {
 			file, want := g.file(t), g.content()
 			whole, cuts := 0, 0
 			for n := 0; n < len(file); n += 97 {
+				total++
 				got, err := readCut(t.Context(), file[:n])
 				switch {
 				case err == nil && differs(got, want) < 0:
