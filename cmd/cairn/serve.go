@@ -68,7 +68,8 @@ func newServeCommand() *cobra.Command {
   repo.key      the key of the repository. Copy it away: without it nothing can
                 be read, and whoever has it can read everything. cairn key adds
                 passphrases, further key files and a recovery key
-  volumes/      managed volumes
+  volumes/      managed volumes, and nbd.sock, where they are served as block
+                devices to this machine's owner of DIR (volume connect)
   index/        dedup index, an accelerator that may be lost
   cairn.sock    the same API for this machine's owner of DIR; only there may
                 paths on the server be named (volume register)
