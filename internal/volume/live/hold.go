@@ -204,12 +204,12 @@ func (in *instant) freeze(ctx context.Context, specs []volume.Spec, within func(
 	for _, v := range order {
 		v.gate.Lock()
 	}
+	in.at = time.Now().UTC()
 	var err error
 	if within != nil {
 		err = within(ctx)
 	}
 	if err == nil {
-		in.at = time.Now().UTC()
 		for i, v := range in.vols {
 			v.flip(in.holds[i])
 		}
