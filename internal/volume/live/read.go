@@ -177,6 +177,9 @@ func (v *vol) seekData(off, size int64) (extent.Range, error) {
 	if off >= size {
 		return extent.Range{}, io.EOF
 	}
+	if k := v.known.Load(); k != nil && k.Off <= off && off < min(k.End(), size) {
+		return extent.Range{Off: off, Len: min(k.End(), size) - off}, nil
+	}
 	start, err := v.f.Seek(off, unix.SEEK_DATA)
 	switch {
 	case errors.Is(err, unix.ENXIO):
@@ -199,7 +202,9 @@ func (v *vol) seekData(off, size int64) (extent.Range, error) {
 	if end <= start { // trimmed in between, so that the hole begins here
 		end = start + 1
 	}
-	return extent.Range{Off: start, Len: min(end, size) - start}, nil
+	found := extent.Range{Off: start, Len: min(end, size) - start}
+	v.known.Store(&found)
+	return found, nil
 }
 
 // data is the first range from off on that may hold anything but zeros.

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"cairn/internal/errs"
+	"cairn/internal/extent"
 	"cairn/internal/nbd"
 	"cairn/internal/volume"
 )
@@ -97,6 +98,10 @@ type vol struct {
 	file      *stateFile
 	localEnd  int64 // end of the last local record
 	committed int64 // local records before it are covered by a commit
+
+	// known is a range of the data file that is no hole, as far as was seen:
+	// to find where it ends some filesystems look at each page of it.
+	known atomic.Pointer[extent.Range]
 
 	flushes  group
 	syncMu   sync.Mutex  // held while the data is synced; innermost

@@ -248,6 +248,7 @@ func (v *vol) put(c change) error {
 		}
 		return nil
 	}
+	v.known.Store(nil) // a hole that is taken for data is a waste, no error
 	mode := uint32(unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE)
 	if c.keep {
 		mode = unix.FALLOC_FL_ZERO_RANGE | unix.FALLOC_FL_KEEP_SIZE
