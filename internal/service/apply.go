@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"cairn/internal/chain"
+	"cairn/internal/engine"
 	"cairn/internal/errs"
 	"cairn/internal/job"
 	"cairn/internal/volume"
@@ -73,21 +74,16 @@ func (s *Service) refuseWriters(ctx context.Context, in ApplySnapshots, ids []ch
 	}
 	var volumes []string
 	err := s.store.View(ctx, func(tx Tx) error {
-		for _, id := range ids {
-			p, err := tx.Snapshot(in.Zone, id)
-			if err != nil {
-				return err
-			}
-			if _, err := tx.Volume(in.Zone, p.ResourceID); err == nil {
-				volumes = append(volumes, p.ResourceID)
-			}
+		points, err := loadSnapshots(tx, ids)
+		for _, p := range points {
+			volumes = append(volumes, p.ResourceID)
 		}
-		return nil
+		return err
 	})
 	if err != nil {
 		return err
 	}
-	return s.refuseConnectedIDs(ctx, in.Zone, volumes, "rolled back")
+	return s.refuseConnected(ctx, in.Zone, volumes, "rolled back")
 }
 
 // checkApply says why a point cannot be applied, or to which volume it goes.
@@ -127,7 +123,13 @@ type application struct {
 	notes   applyNotes
 	points  []Snapshot
 	volumes []Volume
-	targets []volume.Target // nil where not open
+	open    []opened // closed ones are empty
+}
+
+// opened is a volume that nobody else uses, in one of two ways.
+type opened struct {
+	target volume.Target
+	roller volume.Roller // of a live one
 }
 
 func (h applyJob) Do(ctx context.Context, run *job.Run) error {
@@ -137,11 +139,8 @@ func (h applyJob) Do(ctx context.Context, run *job.Run) error {
 	}
 	defer a.close()
 	for i := range a.volumes {
-		if a.s.isLive(a.volumes[i]) {
-			continue // rolled back at once, by roll
-		}
 		// Once volumes were written, giving up costs a volume: be patient.
-		err := a.patiently(ctx, a.notes.Begun, func() error { return a.open(ctx, i) })
+		err := a.patiently(ctx, a.notes.Begun, func() error { return a.openOne(ctx, i) })
 		if err != nil {
 			return err
 		}
@@ -157,31 +156,9 @@ func (h applyJob) Do(ctx context.Context, run *job.Run) error {
 		a.s.bases.mu.Lock()
 		defer a.s.bases.mu.Unlock()
 	}
-	for i, p := range a.points {
+	for i := range a.points {
 		progress := m.part(i)
-		if a.s.isLive(a.volumes[i]) {
-			if err := a.patiently(ctx, true, func() error { return a.roll(ctx, i) }); err != nil {
-				return err
-			}
-			progress(a.volumes[i].SizeBytes, a.volumes[i].SizeBytes)
-			continue
-		}
-		err := a.patiently(ctx, true, func() error {
-			if err := a.open(ctx, i); err != nil {
-				return err
-			}
-			done, err := a.s.engine.Restore(ctx, p.ref(), a.targets[i], progress)
-			if err != nil {
-				// What the target holds now is unknown, a failed sync above
-				// all: never go on with it.
-				a.closeOne(i)
-				return err
-			}
-			run.Log.Info("volume restored", "snapshot", p.ID, "volume", a.volumes[i].ID,
-				"written_bytes", done.WrittenBytes, "zeroed_bytes", done.ZeroedBytes, "equal_bytes", done.EqualBytes)
-			return nil
-		})
-		if err != nil {
+		if err := a.patiently(ctx, true, func() error { return a.overwrite(ctx, i, progress) }); err != nil {
 			return err
 		}
 	}
@@ -191,14 +168,39 @@ func (h applyJob) Do(ctx context.Context, run *job.Run) error {
 	if err := a.s.store.Update(ctx, a.end); err != nil {
 		return err
 	}
+	a.close() // clients may connect when the job is successful, not later
 	a.s.serveByID(context.WithoutCancel(ctx), a.params.Volumes...)
 	a.s.fillSoon()
 	return nil
 }
 
-// roll gives the i-th volume, a live one, the content of its point at once.
-func (a *application) roll(ctx context.Context, i int) error {
-	p, v := a.points[i], a.volumes[i]
+// overwrite gives the i-th volume the content of its point.
+func (a *application) overwrite(ctx context.Context, i int, progress engine.Progress) error {
+	if err := a.openOne(ctx, i); err != nil {
+		return err
+	}
+	v := a.volumes[i]
+	if r := a.open[i].roller; r != nil {
+		if err := a.roll(ctx, r, a.points[i], v); err != nil {
+			return err
+		}
+		progress(v.SizeBytes, v.SizeBytes)
+		return nil
+	}
+	done, err := a.s.engine.Restore(ctx, a.points[i].ref(), a.open[i].target, progress)
+	if err != nil {
+		// What the target holds now is unknown, a failed sync above all: never
+		// go on with it.
+		a.closeOne(i)
+		return err
+	}
+	a.run.Log.Info("volume restored", "snapshot", a.points[i].ID, "volume", v.ID,
+		"written_bytes", done.WrittenBytes, "zeroed_bytes", done.ZeroedBytes, "equal_bytes", done.EqualBytes)
+	return nil
+}
+
+// roll gives a live volume the content of a point at once.
+func (a *application) roll(ctx context.Context, r volume.Roller, p Snapshot, v Volume) error {
 	tree, err := a.s.engine.OpenTree(ctx, p.ref())
 	if err != nil {
 		return err
@@ -208,7 +210,7 @@ func (a *application) roll(ctx context.Context, i int) error {
 		// It only spares work.
 		a.run.Log.Warn("open the head of a volume that is rolled back", "volume", v.ID, "error", err)
 	}
-	done, err := a.s.lives.Roll(ctx, v.spec(), tree, from, a.params.Force)
+	done, err := r.Roll(ctx, tree, from)
 	if from != nil {
 		err = errors.Join(err, from.Close())
 	}
@@ -240,7 +242,7 @@ func (a *application) load(ctx context.Context) error {
 	if err := a.run.LoadState(&a.notes); err != nil {
 		return err
 	}
-	a.targets = make([]volume.Target, len(a.params.Volumes))
+	a.open = make([]opened, len(a.params.Volumes))
 	return a.s.store.View(ctx, func(tx Tx) (err error) {
 		if a.points, err = loadSnapshots(tx, a.params.Points); err != nil {
 			return err
@@ -250,36 +252,44 @@ func (a *application) load(ctx context.Context) error {
 	})
 }
 
-// open opens the i-th volume for writing if it is not open.
-func (a *application) open(ctx context.Context, i int) error {
-	if a.targets[i] != nil {
+// openOne opens the i-th volume for being overwritten if it is not open.
+func (a *application) openOne(ctx context.Context, i int) (err error) {
+	v, o := a.volumes[i], &a.open[i]
+	if o.target != nil || o.roller != nil {
 		return nil
 	}
-	d, err := a.s.driver(a.volumes[i])
+	if a.s.isLive(v) {
+		o.roller, err = a.s.lives.OpenRoller(ctx, v.spec(), a.params.Force)
+		return err
+	}
+	d, err := a.s.driver(v)
 	if err != nil {
 		return err
 	}
-	t, err := d.OpenTarget(ctx, a.volumes[i].spec())
-	if err != nil {
+	if o.target, err = d.OpenTarget(ctx, v.spec()); err != nil {
 		return err
 	}
-	a.targets[i] = t
-	return fits(a.points[i], a.volumes[i].ID, t.Size())
+	return fits(a.points[i], v.ID, o.target.Size())
 }
 
 func (a *application) closeOne(i int) {
-	if a.targets[i] == nil {
-		return
+	o := a.open[i]
+	a.open[i] = opened{}
+	var err error
+	switch {
+	case o.roller != nil:
+		err = o.roller.Close()
+	case o.target != nil:
+		err = o.target.Close()
 	}
-	// All that counts was synced, or is written again.
-	if err := a.targets[i].Close(); err != nil {
+	if err != nil {
+		// All that counts was synced, or is written again.
 		a.run.Log.Warn("close a volume", "volume", a.volumes[i].ID, "error", err)
 	}
-	a.targets[i] = nil
 }
 
 func (a *application) close() {
-	for i := range a.targets {
+	for i := range a.open {
 		a.closeOne(i)
 	}
 }
@@ -353,13 +363,28 @@ func mayPass(err error) bool {
 }
 
 // Undo ends an apply that cannot go on. What was written stays written: the
-// volumes keep their mark and the job says so.
+// volumes keep their mark and the job says so; a live volume is whole, the old
+// one or the new one, and keeps the point that it now needs.
 func (h applyJob) Undo(ctx context.Context, run *job.Run, out job.Outcome) error {
 	var params applyParams
 	if err := run.Params(&params); err != nil {
 		return err
 	}
-	return h.s.store.Update(ctx, func(tx Tx) error {
+	var volumes []Volume
+	err := h.s.store.View(ctx, func(tx Tx) (err error) {
+		volumes, err = loadVolumes(tx, params.Volumes)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	h.s.bases.mu.Lock()
+	defer h.s.bases.mu.Unlock()
+	keep := h.keep(ctx, run, params, volumes)
+	err = h.s.store.Update(ctx, func(tx Tx) error {
+		if err := keep(tx); err != nil {
+			return err
+		}
 		volumes, err := loadVolumes(tx, params.Volumes)
 		if err != nil {
 			return err
@@ -380,4 +405,43 @@ func (h applyJob) Undo(ctx context.Context, run *job.Run, out job.Outcome) error
 		}
 		return h.s.finish(tx, run, out)
 	})
+	if err == nil {
+		h.s.serveByID(context.WithoutCancel(ctx), params.Volumes...)
+	}
+	return err
+}
+
+// keep pins what live volumes need after an apply that got stuck: it may have
+// rolled some of them back. Of one that cannot tell both points stay.
+func (h applyJob) keep(ctx context.Context, run *job.Run, params applyParams, volumes []Volume) func(tx Tx) error {
+	type pin struct {
+		volume, snapshot string
+		also             bool // beside an older one
+	}
+	var pins []pin
+	for i, v := range volumes {
+		if !h.s.isLive(v) {
+			continue
+		}
+		snapshot, err := h.s.neededPoint(ctx, v)
+		if err != nil {
+			run.Log.Error("ask a volume which snapshot it needs", "volume", v.ID, "error", err)
+			snapshot = params.Points[i]
+		}
+		pins = append(pins, pin{v.ID, snapshot, err != nil})
+	}
+	return func(tx Tx) error {
+		for _, p := range pins {
+			if p.also {
+				if err := tx.Pin(basePrefix+p.volume, p.snapshot); err != nil {
+					return err
+				}
+				continue
+			}
+			if err := rebase(tx, p.volume, p.snapshot); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
 }

@@ -2,7 +2,6 @@ package service
 
 import (
 	"context"
-	"fmt"
 	"strings"
 	"sync"
 	"time"
@@ -20,14 +19,14 @@ type Live interface {
 	// Serve lets clients connect; Exported tells who did, and how.
 	Serve(ctx context.Context, s volume.Spec) error
 	Exported(ctx context.Context, s volume.Spec) (volume.Export, error)
-	// Clone makes a volume of a tree's content, Roll gives one that is there
+	// Clone makes a volume of a tree's content, a Roller gives one that is there
 	// this content; both at once. The tree must stay readable until Base names
-	// it no more.
+	// it no more. After a forced rollback the volume is not served until Serve.
 	Clone(ctx context.Context, s volume.Spec, tree volume.Tree) error
-	Roll(ctx context.Context, s volume.Spec, tree, from volume.Tree, force bool) (volume.Rolled, error)
-	Base(ctx context.Context, s volume.Spec) (ref string, left int64, err error)
+	OpenRoller(ctx context.Context, s volume.Spec, force bool) (volume.Roller, error)
+	Base(ctx context.Context, s volume.Spec) (ref string, err error)
 	// Fill fetches what a volume still needs of its base, and lets go of it.
-	Fill(ctx context.Context, s volume.Spec, pace func(ctx context.Context, n int64) error, progress func(done, total int64)) error
+	Fill(ctx context.Context, s volume.Spec, pace func(ctx context.Context, n int64) error) error
 }
 
 // basePrefix marks the holder of the pin that a volume has on the point that
@@ -89,10 +88,10 @@ func (s *Service) serveAll(ctx context.Context) {
 	}
 }
 
-// serve lets clients connect to a volume, unless a job is changing it: that
-// serves it when it ends. Its failure is not the caller's.
+// serve lets clients connect to a volume, unless a job replaces or removes its
+// content: that serves it when it ends. Its failure is not the caller's.
 func (s *Service) serve(ctx context.Context, v Volume) {
-	if !s.isLive(v) || v.Status != VolumeAvailable || v.MixedJob != "" || v.Transition == "deleting" {
+	if !s.isLive(v) || v.Status != VolumeAvailable || v.MixedJob != "" || v.Transition == "applying" || v.Transition == "deleting" {
 		return
 	}
 	if err := s.lives.Serve(ctx, v.spec()); err != nil && ctx.Err() == nil {
@@ -115,23 +114,9 @@ func (s *Service) serveByID(ctx context.Context, ids ...string) {
 	}
 }
 
-// refuseConnected refuses what must not happen under a connected client.
-func (s *Service) refuseConnected(ctx context.Context, v Volume, what string) error {
-	if !s.isLive(v) {
-		return nil
-	}
-	e, err := s.lives.Exported(ctx, v.spec())
-	if err != nil {
-		return err
-	}
-	if e.Clients > 0 {
-		return errs.New(errs.Conflict, "volume %s has %d client connection(s) and cannot be %s under them; disconnect them first", v.ID, e.Clients, what)
-	}
-	return nil
-}
-
-// refuseConnectedIDs is refuseConnected for volumes that may not be there.
-func (s *Service) refuseConnectedIDs(ctx context.Context, zone string, ids []string, what string) error {
+// refuseConnected refuses what must not happen to volumes under connected
+// clients. One that is not there is somebody else's to refuse.
+func (s *Service) refuseConnected(ctx context.Context, zone string, ids []string, what string) error {
 	if s.lives == nil {
 		return nil
 	}
@@ -141,11 +126,18 @@ func (s *Service) refuseConnectedIDs(ctx context.Context, zone string, ids []str
 			v, err = tx.Volume(zone, id)
 			return err
 		})
-		if err == nil && v.Status == VolumeAvailable {
-			err = s.refuseConnected(ctx, v, what)
+		if errs.Is(err, errs.NotFound) || err == nil && (!s.isLive(v) || v.Status != VolumeAvailable) {
+			continue
+		}
+		var e volume.Export
+		if err == nil {
+			e, err = s.lives.Exported(ctx, v.spec())
 		}
 		if err != nil {
 			return err
+		}
+		if e.Clients > 0 {
+			return errs.New(errs.Conflict, "volume %s has %d client connection(s) and cannot be %s under them; disconnect them first", v.ID, e.Clients, what)
 		}
 	}
 	return nil
@@ -157,35 +149,7 @@ func (s *Service) adoptBases(ctx context.Context) error {
 	if s.lives == nil {
 		return nil
 	}
-	type base struct{ volume, snapshot string }
-	found := make(chan base)
-	needed := map[string]string{} // by holder; "": not known
-	collected := make(chan struct{})
-	go func() {
-		defer close(collected)
-		for b := range found {
-			needed[basePrefix+b.volume] = b.snapshot
-		}
-	}()
-	err := s.eachLive(ctx, func(ctx context.Context, v Volume) error {
-		ref, _, err := s.lives.Base(ctx, v.spec())
-		switch {
-		case ctx.Err() != nil:
-			return ctx.Err()
-		case err != nil:
-			s.log.Error("open a volume", "volume", v.ID, "error", err)
-			found <- base{v.ID, ""}
-		case ref != "":
-			p, err := engine.ParsePointRef(ref)
-			if err != nil {
-				return fmt.Errorf("volume %s: %w", v.ID, err)
-			}
-			found <- base{v.ID, p.Snapshot}
-		}
-		return nil
-	})
-	close(found)
-	<-collected
+	needed, err := s.neededPoints(ctx)
 	if err != nil {
 		return err
 	}
@@ -193,8 +157,9 @@ func (s *Service) adoptBases(ctx context.Context) error {
 	err = s.store.View(ctx, func(tx Tx) error {
 		holders, err := tx.Holders()
 		for _, h := range holders {
-			if _, ok := needed[h]; !ok && strings.HasPrefix(h, basePrefix) {
-				stale = append(stale, h)
+			id, is := strings.CutPrefix(h, basePrefix)
+			if _, ok := needed[id]; is && !ok {
+				stale = append(stale, id)
 			}
 		}
 		return err
@@ -203,21 +168,52 @@ func (s *Service) adoptBases(ctx context.Context) error {
 		return err
 	}
 	return s.store.Update(ctx, func(tx Tx) error {
-		for _, h := range stale {
-			if err := tx.Unpin(h); err != nil {
+		for _, id := range stale {
+			if err := rebase(tx, id, ""); err != nil {
 				return err
 			}
 		}
-		for h, snapshot := range needed {
+		for id, snapshot := range needed {
 			if snapshot == "" {
 				continue // an older pin stays
 			}
-			if err := rebase(tx, strings.TrimPrefix(h, basePrefix), snapshot); err != nil {
+			if err := rebase(tx, id, snapshot); err != nil {
 				return err
 			}
 		}
 		return nil
 	})
+}
+
+// neededPoints asks every volume which point it still needs; "": it cannot
+// tell. Volumes that need none are absent.
+func (s *Service) neededPoints(ctx context.Context) (map[string]string, error) {
+	var mu sync.Mutex
+	needed := map[string]string{}
+	err := s.eachLive(ctx, func(ctx context.Context, v Volume) error {
+		snapshot, err := s.neededPoint(ctx, v)
+		if ctx.Err() != nil || err == nil && snapshot == "" {
+			return ctx.Err()
+		}
+		if err != nil {
+			s.log.Error("ask a volume which snapshot it needs", "volume", v.ID, "error", err)
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		needed[v.ID] = snapshot
+		return nil
+	})
+	return needed, err
+}
+
+// neededPoint asks a live volume which point it still needs; "": none.
+func (s *Service) neededPoint(ctx context.Context, v Volume) (snapshot string, err error) {
+	ref, err := s.lives.Base(ctx, v.spec())
+	if err != nil || ref == "" {
+		return "", err
+	}
+	p, err := engine.ParsePointRef(ref)
+	return p.Snapshot, err
 }
 
 // rebase pins the point that a volume's content comes from now, instead of an
@@ -297,14 +293,13 @@ func (s *Service) fillOne(ctx context.Context, id string) error {
 		return err
 	}
 	begin := time.Now()
-	if err := s.lives.Fill(ctx, v.spec(), s.pace, func(int64, int64) {}); err != nil {
+	if err := s.lives.Fill(ctx, v.spec(), s.pace); err != nil {
 		return err
 	}
 	s.bases.mu.Lock()
 	defer s.bases.mu.Unlock()
 	// A rollback may have given it another base meanwhile.
-	ref, _, err := s.lives.Base(ctx, v.spec())
-	if err != nil || ref != "" {
+	if snapshot, err := s.neededPoint(ctx, v); err != nil || snapshot != "" {
 		return err
 	}
 	s.log.Info("volume filled", "volume", id, "took", time.Since(begin))

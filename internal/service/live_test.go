@@ -57,22 +57,38 @@ func (d liveDriver) Clone(_ context.Context, s volume.Spec, t volume.Tree) error
 	return d.f.do("Clone", func() error { return d.become(s, t) })
 }
 
-func (d liveDriver) Roll(_ context.Context, s volume.Spec, t, _ volume.Tree, force bool) (volume.Rolled, error) {
-	return volume.Rolled{}, d.f.do("Roll", func() error {
+// roller is a live volume held for a rollback.
+type roller struct {
+	d liveDriver
+	s volume.Spec
+}
+
+func (d liveDriver) OpenRoller(_ context.Context, s volume.Spec, force bool) (r volume.Roller, err error) {
+	err = d.f.do("OpenRoller", func() error {
+		d.mu.Lock()
+		defer d.mu.Unlock()
 		if d.busy[s.ID] && !force {
 			return errs.New(errs.Conflict, "volume %s has clients", s.ID)
 		}
-		return d.become(s, t)
+		r = roller{d, s}
+		return nil
 	})
+	return r, err
 }
 
-func (d liveDriver) Base(_ context.Context, s volume.Spec) (string, int64, error) {
+func (r roller) Roll(_ context.Context, t, _ volume.Tree) (volume.Rolled, error) {
+	return volume.Rolled{}, r.d.f.do("Roll", func() error { return r.d.become(r.s, t) })
+}
+
+func (r roller) Close() error { return nil }
+
+func (d liveDriver) Base(_ context.Context, s volume.Spec) (string, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.base[s.ID], 1, nil
+	return d.base[s.ID], nil
 }
 
-func (d liveDriver) Fill(ctx context.Context, s volume.Spec, pace func(context.Context, int64) error, _ func(done, total int64)) error {
+func (d liveDriver) Fill(ctx context.Context, s volume.Spec, pace func(context.Context, int64) error) error {
 	if err := pace(ctx, 1); err != nil {
 		return err
 	}
@@ -183,4 +199,28 @@ func TestClientsAreNotRobbed(t *testing.T) {
 	if got := p.content(v); got != "first on "+v {
 		t.Errorf("a forced rollback left %q", got)
 	}
+}
+
+// An apply that gets stuck has rolled some volumes back: the points that they
+// need now stay, though the job that pinned them has ended.
+func TestStuckApplyKeepsBases(t *testing.T) {
+	w := newWorld(t)
+	w.live, w.still = true, true
+	p := w.start(nil)
+	defer p.stop()
+	v := p.volumes(2)
+	first, second := p.point(v[0]), p.point(v[1])
+	p.write(v[0], "later")
+	p.mover.mu.Lock()
+	p.mover.damaged[second] = true
+	p.mover.mu.Unlock()
+	j, err := p.apply(first, second)
+	p.bad("", j, err)
+	if got := p.content(v[0]); got != "first on "+v[0] {
+		t.Fatalf("%s holds %q: this test shows nothing", v[0], got)
+	}
+	if _, err := p.delete(first); !errs.Is(err, errs.Busy) || !strings.Contains(err.Error(), v[0]) {
+		t.Errorf("delete of a point that a volume comes from: %v", err)
+	}
+	p.wantBasesPinned()
 }

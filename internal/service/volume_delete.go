@@ -24,7 +24,7 @@ func (s *Service) DeleteVolumes(ctx context.Context, in VolumeSet) (job.Job, err
 	if err != nil {
 		return job.Job{}, err
 	}
-	if err := s.refuseConnectedIDs(ctx, in.Zone, ids, "deleted"); err != nil {
+	if err := s.refuseConnected(ctx, in.Zone, ids, "deleted"); err != nil {
 		return job.Job{}, err
 	}
 	return s.submit(ctx, in.Origin, job.DeleteVolumes, func(tx Tx, j *job.Job) (any, error) {
@@ -136,7 +136,7 @@ func (h deleteVolumesJob) Undo(ctx context.Context, run *job.Run, out job.Outcom
 			kept = append(kept, v.ID)
 		}
 	}
-	return h.s.store.Update(ctx, func(tx Tx) error {
+	err = h.s.store.Update(ctx, func(tx Tx) error {
 		if err := h.s.ceaseVolumes(tx, gone); err != nil {
 			return err
 		}
@@ -145,6 +145,10 @@ func (h deleteVolumesJob) Undo(ctx context.Context, run *job.Run, out job.Outcom
 		}
 		return h.s.finish(tx, run, out)
 	})
+	if err == nil {
+		h.s.serveByID(context.WithoutCancel(ctx), kept...)
+	}
+	return err
 }
 
 // isGone asks for a managed volume's data.

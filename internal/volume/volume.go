@@ -155,6 +155,19 @@ type Export struct {
 	Missing int64
 }
 
+// Roller is a volume held for a rollback: nobody else uses it and no client is
+// connected until Close.
+type Roller interface {
+	// Roll makes the volume's content that of tree, in one durable step: a
+	// crash leaves the old content or the new one. What may differ from it comes
+	// from the repository from now on, the rest stays. from is the tree of the
+	// volume's head, nil if it has none: where changes since are known, only they
+	// and what differs between the trees are swapped. Bytes beyond the tree's end
+	// become zeros. Running it twice is harmless.
+	Roll(ctx context.Context, tree, from Tree) (Rolled, error)
+	Close() error
+}
+
 // Rolled is what a rollback by map did.
 type Rolled struct {
 	Relabelled int64 // bytes that were known to be equal and stayed

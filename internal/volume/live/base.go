@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime"
+
+	"golang.org/x/sync/errgroup"
 
 	"cairn/internal/errs"
 	"cairn/internal/extent"
@@ -22,58 +25,61 @@ func (d *Driver) Clone(ctx context.Context, s volume.Spec, tree volume.Tree) err
 	return d.create(s, tree)
 }
 
-// Roll makes the volume's content that of a tree, in one durable step: what
-// may differ from it becomes the tree's, the rest stays. from is the tree of
-// the volume's head, nil if it has none: where changes since are known, only
-// they and what differs between the trees are swapped. Bytes beyond the tree's
-// end become zeros.
-//
+// roller is a volume that is about to be rolled back.
+type roller struct {
+	*exclusive
+	force bool
+}
+
+// OpenRoller keeps everybody from a volume that is to be rolled back.
 // errs.Conflict: a client is connected. With force its connection ends, and
-// the export gets another name, so that it can never repeat its writes.
-// tree must stay readable; see Clone. Running it twice is harmless.
-func (d *Driver) Roll(ctx context.Context, s volume.Spec, tree, from volume.Tree, force bool) (r volume.Rolled, err error) {
-	v, err := d.vol(s.ID)
+// Roll gives the export another name, so that it can never repeat its writes.
+func (d *Driver) OpenRoller(ctx context.Context, s volume.Spec, force bool) (volume.Roller, error) {
+	x, err := d.exclude(ctx, s, force)
 	if err != nil {
-		return r, err
+		return nil, err
 	}
-	// An own handle: the caller closes tree.
-	base, err := d.cfg.OpenTree(ctx, tree.Ref())
-	if err != nil {
-		return r, fmt.Errorf("open the tree to roll volume %s back to: %w", s.ID, err)
-	}
+	return &roller{x, force}, nil
+}
+
+// Roll; see volume.Roller. tree must stay readable; see Clone. After a forced
+// one the volume is not served until Serve.
+func (r *roller) Roll(ctx context.Context, tree, from volume.Tree) (done volume.Rolled, err error) {
+	v := r.v
 	v.op.Lock()
 	defer v.op.Unlock()
-	if err := v.free(); err != nil {
-		return r, errors.Join(err, base.Close())
+	size := v.view.Load().size
+	switch err := v.failure(); {
+	case err != nil:
+		return done, err
+	case v.closed:
+		return done, errClosed
+	case tree.Size() > size:
+		return done, errs.New(errs.Conflict, "volume %s is smaller than the snapshot; resize the volume first", v.id)
 	}
-	if tree.Size() > v.view.Load().size {
-		return r, errors.Join(errs.New(errs.Conflict, "volume %s is smaller than the snapshot; resize the volume first", s.ID), base.Close())
-	}
-	resume := func() {}
-	if e := v.served.Load(); e != nil {
-		if resume, err = e.Suspend(ctx, force); err != nil {
-			return r, errors.Join(err, base.Close())
-		}
-	}
-	defer func() { resume() }()
 	swap, err := v.swapped(ctx, tree, from)
 	if err != nil {
-		return r, errors.Join(err, base.Close())
+		return done, err
 	}
-	old := v.view.Load()
-	if err := v.rolled(base, swap, force); err != nil {
-		return r, err
+	// An own handle: the caller closes tree.
+	base, err := v.d.cfg.OpenTree(ctx, tree.Ref())
+	if err != nil {
+		return done, fmt.Errorf("open the tree to roll volume %s back to: %w", v.id, err)
 	}
-	n := swap.count()
-	r = volume.Rolled{Swapped: min(n*clusterSize, old.size)}
-	r.Relabelled = old.size - r.Swapped
-	if old.base != nil {
-		v.d.logClose(v.id, old.base.Close())
+	old := v.view.Load().base
+	if err := v.rolled(base, swap, r.force); err != nil {
+		return done, err
 	}
-	if force && v.served.Load() != nil {
-		err = v.reserve(ctx)
+	if old != nil {
+		v.d.logClose(v.id, old.Close())
 	}
-	return r, err
+	done.Swapped = min(swap.count()*clusterSize, size)
+	done.Relabelled = size - done.Swapped
+	if e := v.served.Load(); e != nil && r.force {
+		v.served.Store(nil)
+		err = e.Remove(ctx)
+	}
+	return done, err
 }
 
 // swapped finds the clusters that may differ from the tree.
@@ -109,8 +115,8 @@ func (v *vol) swapped(ctx context.Context, tree, from volume.Tree) (*set, error)
 	return swap, nil
 }
 
-// rolled makes the new map true, durably. If that fails nobody can tell which
-// of the two is on the disk: the volume shows the old content and takes no
+// rolled makes the new map true, durably. If that fails the volume shows the
+// old content; where nobody can tell which map is on the disk it also takes no
 // writes until it is opened again.
 func (v *vol) rolled(base volume.Tree, swap *set, force bool) error {
 	v.gate.Lock()
@@ -129,7 +135,7 @@ func (v *vol) rolled(base volume.Tree, swap *set, force bool) error {
 	err := v.rewrite(false)
 	if err != nil {
 		undo()
-		err = errors.Join(v.latch(err), base.Close())
+		err = errors.Join(err, base.Close())
 	}
 	return err
 }
@@ -145,42 +151,35 @@ func (v *vol) undo() func() {
 	}
 }
 
-// reserve serves the volume under the name of its new generation.
-func (v *vol) reserve(ctx context.Context) error {
-	if err := v.served.Load().Remove(ctx); err != nil {
-		return err
-	}
-	v.served.Store(nil)
-	return v.serve()
-}
-
-// Base tells which tree a volume still needs, by its Ref, and of how many of
-// its bytes. "": none.
-func (d *Driver) Base(ctx context.Context, s volume.Spec) (ref string, left int64, err error) {
+// Base tells which tree a volume still needs, by its Ref. "": none.
+func (d *Driver) Base(ctx context.Context, s volume.Spec) (ref string, err error) {
 	if err := ctx.Err(); err != nil {
-		return "", 0, err
+		return "", err
 	}
 	v, err := d.vol(s.ID)
 	if err != nil {
-		return "", 0, err
+		return "", err
 	}
 	v.op.Lock()
 	defer v.op.Unlock()
-	w := v.view.Load()
-	if w.base == nil {
-		return "", 0, nil
-	}
-	return v.baseRef, min(w.tree.count()*clusterSize, w.size), nil
+	return v.baseRef, nil
 }
 
-// fillRun is how many bytes Fill fetches at once.
-const fillRun = 1 << 20
+const (
+	// fillStep bytes are fetched at once.
+	fillStep = 1 << 20
+	// fillSync bytes are made durable together.
+	fillSync = 256 << 20
+	// maxFillers fetch at the same time, where there are as many processors.
+	maxFillers = 4
+)
 
 // Fill fetches what is still the tree's, as fast as pace lets it: pace is
 // called with the number of bytes before each step, and ends the fill by an
 // error. After it the volume needs no tree. It may be stopped and run again
-// at any time, and runs beside clients and instants. done counts bytes.
-func (d *Driver) Fill(ctx context.Context, s volume.Spec, pace func(ctx context.Context, n int64) error, progress func(done, total int64)) error {
+// at any time, and runs beside clients and instants; Exported tells how far it
+// is.
+func (d *Driver) Fill(ctx context.Context, s volume.Spec, pace func(ctx context.Context, n int64) error) error {
 	v, err := d.vol(s.ID)
 	if err != nil {
 		return err
@@ -189,41 +188,60 @@ func (d *Driver) Fill(ctx context.Context, s volume.Spec, pace func(ctx context.
 	if w.base == nil {
 		return nil
 	}
-	total := w.tree.count() * clusterSize
-	buf := make([]byte, fillRun)
-	synced := int64(0)
-	for at := w.tree.next(0); at < w.tree.n; at = w.tree.next(at) {
-		n, err := v.fillStep(ctx, w, at, buf, pace)
-		if v.retired.Load() {
-			return errs.New(errs.NotFound, "volume %s was removed while it was filled", v.id)
+	for at := w.tree.next(0); at < w.tree.n && err == nil; {
+		if at, err = v.fillSpan(ctx, w, at, pace); err == nil {
+			err = v.flush()
 		}
-		if err != nil {
-			return err
-		}
-		if synced += n * clusterSize; synced >= 256<<20 {
-			synced = 0
-			if err := v.flush(); err != nil {
-				return err
-			}
-		}
-		progress(total-w.tree.count()*clusterSize, total)
+	}
+	if v.retired.Load() {
+		return errs.New(errs.NotFound, "volume %s was removed while it was filled", v.id)
+	}
+	if err != nil {
+		return err
 	}
 	return v.independent(w)
 }
 
-// fillStep makes some clusters from at on local, and says how many.
-func (v *vol) fillStep(ctx context.Context, w *view, at int64, buf []byte, pace func(ctx context.Context, n int64) error) (n int64, err error) {
-	if v.view.Load() != w {
-		return 0, busy(v.id, "was rolled back or resized while it was filled")
+// fillSpan makes clusters from at on local, as many as are made durable
+// together, and tells where it ended.
+func (v *vol) fillSpan(ctx context.Context, w *view, at int64, pace func(ctx context.Context, n int64) error) (int64, error) {
+	fillers := min(runtime.GOMAXPROCS(0), maxFillers)
+	bufs := make(chan []byte, fillers)
+	for range fillers {
+		bufs <- make([]byte, fillStep)
 	}
-	if n, err = v.fillZeros(ctx, w, at); n != 0 || err != nil {
-		return n, err
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(fillers)
+	err := error(nil)
+	for left := int64(fillSync / clusterSize); at < w.tree.n && left > 0; at = w.tree.next(at) {
+		if v.view.Load() != w {
+			err = busy(v.id, "was rolled back or resized while it was filled")
+			break
+		}
+		var n int64
+		if n, err = v.fillZeros(ctx, w, at); err != nil {
+			break
+		}
+		if n == 0 {
+			n = min(w.tree.nextGap(at)-at, fillStep/clusterSize)
+			if err = pace(ctx, n*clusterSize); err != nil {
+				break
+			}
+			first := at
+			g.Go(func() error {
+				buf := <-bufs
+				defer func() { bufs <- buf }()
+				return v.fillRun(ctx, w, first, buf[:min(n*clusterSize, w.size-first*clusterSize)])
+			})
+			left -= n
+		}
+		at += n
 	}
-	n = min(w.tree.nextGap(at)-at, fillRun/clusterSize)
-	if err := pace(ctx, n*clusterSize); err != nil {
-		return 0, err
+	// What made the others stop comes first.
+	if gerr := g.Wait(); gerr != nil {
+		err = gerr
 	}
-	return n, v.fillOnce(ctx, w, at, n, buf)
+	return at, err
 }
 
 // zeroRun clusters, 16 GiB, become local at most in one step where both the
@@ -259,11 +277,9 @@ func (v *vol) fillZeros(ctx context.Context, w *view, at int64) (n int64, err er
 	return n, v.note(recordWhole, appendPair(nil, uint64(at), uint64(n)))
 }
 
-// fillOnce makes n clusters from at on local.
-func (v *vol) fillOnce(ctx context.Context, w *view, at, n int64, buf []byte) error {
-	from := at * clusterSize
-	data := buf[:min(n*clusterSize, w.size-from)]
-	if err := v.fetch(ctx, w, data, from); err != nil {
+// fillRun makes the clusters from at on local that fit in data.
+func (v *vol) fillRun(ctx context.Context, w *view, at int64, data []byte) error {
+	if err := v.fetch(ctx, w, data, at*clusterSize); err != nil {
 		return err
 	}
 	for len(data) > 0 {

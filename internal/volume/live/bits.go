@@ -55,11 +55,7 @@ func (b *block) copied() *block {
 	if b == nil || b == fullBlock {
 		return b
 	}
-	c := new(block)
-	for i := range b {
-		c[i].Store(b[i].Load())
-	}
-	return c
+	return b.clone()
 }
 
 func (s *set) has(i int64) bool {

@@ -57,8 +57,8 @@ func (v *vol) serve() error {
 	return nil
 }
 
-// Unserve ends all connections to a volume and takes no new ones.
-func (d *Driver) Unserve(ctx context.Context, s volume.Spec) error {
+// unserve ends all connections to a volume and takes no new ones.
+func (d *Driver) unserve(ctx context.Context, s volume.Spec) error {
 	o := d.opened(s.ID)
 	if o == nil || o.v == nil {
 		return nil

@@ -296,7 +296,7 @@ func (d *Driver) Remove(ctx context.Context, s volume.Spec) error {
 	if !nameOK(s.ID) {
 		return errs.New(errs.Internal, "%q cannot name a volume", s.ID)
 	}
-	if err := d.Unserve(ctx, s); err != nil {
+	if err := d.unserve(ctx, s); err != nil {
 		return err
 	}
 	return d.drop(s.ID)

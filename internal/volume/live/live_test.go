@@ -3,10 +3,12 @@ package live
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -66,6 +68,36 @@ func TestTakeover(t *testing.T) {
 	ok(t, err)
 	if len(list) != 1 || list[0] != s {
 		t.Fatalf("listed %v", list)
+	}
+}
+
+func TestList(t *testing.T) {
+	dir := filepath.Join(foldertest.InMemory(t), "volumes")
+	if got, err := List(dir); err != nil || len(got) != 0 {
+		t.Errorf("an absent folder: %v, %v", got, err)
+	}
+	d := open(t, config(dir, newForest()))
+	s := volume.Spec{ID: "vol-A", SizeBytes: 12345}
+	ok(t, d.Create(t.Context(), s))
+	ok(t, os.WriteFile(filepath.Join(dir, "note.txt"), nil, 0o600))
+	ok(t, os.Mkdir(filepath.Join(dir, "vol-B.raw"), 0o700))
+	if got, err := List(dir); err != nil || len(got) != 1 || got[0] != s {
+		t.Errorf("got %v, %v", got, err)
+	}
+}
+
+// Names that would leave the folder are refused, and sizes that are none.
+func TestNames(t *testing.T) {
+	d := open(t, config(foldertest.InMemory(t), newForest()))
+	for _, bad := range []string{"", ".", "..", "../x", "a/b", ".hidden", "a b", "ä", strings.Repeat("x", 129)} {
+		if err := d.Create(t.Context(), volume.Spec{ID: bad, SizeBytes: 1}); err == nil {
+			t.Errorf("volume %q was accepted", bad)
+		}
+	}
+	for _, bad := range []int64{0, -1} {
+		if err := d.Create(t.Context(), volume.Spec{ID: "vol-X", SizeBytes: bad}); !errs.Is(err, errs.Invalid) {
+			t.Errorf("size %d: %v", bad, err)
+		}
 	}
 }
 
@@ -184,17 +216,8 @@ func TestScratchIsFull(t *testing.T) {
 // A clone whose repository is away: what is local can be read and written,
 // the rest fails after a while, and nothing is lost.
 func TestRepositoryIsAway(t *testing.T) {
-	f := newForest()
-	d := open(t, config(foldertest.InMemory(t), f))
-	ctx := t.Context()
-	content := bytes.Repeat([]byte("tree"), 64<<10)
-	s := volume.Spec{ID: "vol-A", SizeBytes: int64(len(content))}
-	base, err := f.Open(ctx, f.plant(content))
-	ok(t, err)
-	ok(t, d.Clone(ctx, s, base))
-	ok(t, base.Close())
-	v, err := d.vol(s.ID)
-	ok(t, err)
+	ctx, content := t.Context(), bytes.Repeat([]byte("tree"), 64<<10)
+	d, v, f := cloned(t, content)
 	f.away.Store(true)
 	page := bytes.Repeat([]byte("mine"), pageSize/4)
 	ok(t, v.write(ctx, change{p: page, off: 8192, n: pageSize})) // a whole page needs no tree
@@ -339,11 +362,14 @@ func TestForcedRollback(t *testing.T) {
 	to, err := f.Open(ctx, f.plant(content))
 	ok(t, err)
 	defer to.Close()
-	if _, err := d.Roll(ctx, s, to, nil, false); !errs.Is(err, errs.Conflict) {
+	if err := roll(ctx, d, s, to, nil, false); !errs.Is(err, errs.Conflict) {
 		t.Fatalf("rollback under a client: %v", err)
 	}
-	_, err = d.Roll(ctx, s, to, nil, true)
-	ok(t, err)
+	ok(t, roll(ctx, d, s, to, nil, true))
+	if e, err := d.Exported(ctx, s); err != nil || len(e.URIs) != 0 {
+		t.Errorf("served at %q before anybody said so: %v", e.URIs, err)
+	}
+	ok(t, d.Serve(ctx, s))
 	if _, err := nbd.Dial(ctx, uri("vol-A"), nbd.Options{}); err == nil {
 		t.Error("the old name takes clients")
 	}
@@ -356,14 +382,77 @@ func TestForcedRollback(t *testing.T) {
 	same(t, "rolled back", got, content)
 	again.Close()
 	// The server learns of it a moment later. Without force the name stays.
-	for _, err = d.Roll(ctx, s, to, nil, false); errs.Is(err, errs.Conflict); _, err = d.Roll(ctx, s, to, nil, false) {
+	for err = roll(ctx, d, s, to, nil, false); errs.Is(err, errs.Conflict); err = roll(ctx, d, s, to, nil, false) {
 		time.Sleep(time.Millisecond)
 	}
 	ok(t, err)
 	if now, err := d.Exported(ctx, s); err != nil || now.URIs[0] != e.URIs[0] {
 		t.Errorf("exported as %q, before as %q: %v", now.URIs, e.URIs, err)
 	}
-	ok(t, d.Unserve(ctx, s))
+	ok(t, d.unserve(ctx, s))
+	ok(t, d.Close())
+}
+
+// cloned is a volume whose content is a tree's.
+func cloned(t *testing.T, content []byte) (*Driver, *vol, *forest) {
+	t.Helper()
+	f := newForest()
+	d := open(t, config(foldertest.InMemory(t), f))
+	s := volume.Spec{ID: "vol-A", SizeBytes: int64(len(content))}
+	base, err := f.Open(t.Context(), f.plant(content))
+	ok(t, err)
+	ok(t, d.Clone(t.Context(), s, base))
+	ok(t, base.Close())
+	v, err := d.vol(s.ID)
+	ok(t, err)
+	return d, v, f
+}
+
+// roll rolls a volume back as a job does.
+func roll(ctx context.Context, d *Driver, s volume.Spec, to, from volume.Tree, force bool) error {
+	r, err := d.OpenRoller(ctx, s, force)
+	if err != nil {
+		return err
+	}
+	_, err = r.Roll(ctx, to, from)
+	return errors.Join(err, r.Close())
+}
+
+// A state file that cannot be written to, as on a full disk, costs the write
+// that needed it, and no later one.
+func TestFullStateFile(t *testing.T) {
+	ctx, want := t.Context(), bytes.Repeat([]byte("tree"), 64<<10)
+	d, v, _ := cloned(t, want)
+	page := bytes.Repeat([]byte("mine"), pageSize/4)
+	write := func(off int64) error { return v.write(ctx, change{p: page, off: off, n: pageSize}) }
+	ok(t, write(0)) // the region is marked
+	whole := v.file.f
+	readOnly, err := os.Open(v.file.path)
+	ok(t, err)
+	v.file.f = readOnly
+	if err := write(pageSize); err == nil {
+		t.Fatal("a write that cannot be noted is acknowledged")
+	}
+	if err := v.flush(); err == nil {
+		t.Fatal("a flush that cannot be noted is acknowledged")
+	}
+	v.file.f = whole
+	ok(t, readOnly.Close())
+	ok(t, write(pageSize))
+	ok(t, v.flush())
+	copy(want, page)
+	copy(want[pageSize:], page)
+	// And it is durable: the machine reboots.
+	v.f.Close()
+	v.file.f.Close()
+	c := d.cfg
+	c.Boot = "the next"
+	d = open(t, c)
+	v, err = d.vol(v.id)
+	ok(t, err)
+	got := make([]byte, len(want))
+	ok(t, v.read(ctx, got, 0))
+	same(t, "volume", got, want)
 	ok(t, d.Close())
 }
 
@@ -386,21 +475,13 @@ func serve(t *testing.T, server *nbd.Server, path string) (stop func()) {
 // Clients write to a clone, in parts of pages too, while it is filled and
 // points are taken: none of their bytes is lost to the fill.
 func TestFillBesideWriters(t *testing.T) {
-	f := newForest()
-	d := open(t, config(foldertest.InMemory(t), f))
-	ctx := t.Context()
 	const size = 16 << 20
-	want := make([]byte, size)
+	ctx, want := t.Context(), make([]byte, size)
 	for i := range want {
 		want[i] = byte(i>>12) | 1
 	}
-	s := volume.Spec{ID: "vol-A", SizeBytes: size}
-	base, err := f.Open(ctx, f.plant(want))
-	ok(t, err)
-	ok(t, d.Clone(ctx, s, base))
-	ok(t, base.Close())
-	v, err := d.vol(s.ID)
-	ok(t, err)
+	d, v, _ := cloned(t, want)
+	s := volume.Spec{ID: v.id, SizeBytes: size}
 	var all sync.WaitGroup
 	const writers = 4
 	for w := range writers {
@@ -419,8 +500,7 @@ func TestFillBesideWriters(t *testing.T) {
 		})
 	}
 	all.Go(func() {
-		nothing := func(int64, int64) {}
-		for errs.Is(d.Fill(ctx, s, func(context.Context, int64) error { return nil }, nothing), errs.Busy) {
+		for errs.Is(d.Fill(ctx, s, func(context.Context, int64) error { return nil }), errs.Busy) {
 			time.Sleep(time.Millisecond)
 		}
 	})
@@ -437,7 +517,7 @@ func TestFillBesideWriters(t *testing.T) {
 	got := make([]byte, size)
 	ok(t, v.read(ctx, got, 0))
 	same(t, "clone", got, want)
-	if ref, _, err := d.Base(ctx, s); err != nil || ref != "" {
+	if ref, err := d.Base(ctx, s); err != nil || ref != "" {
 		t.Errorf("base %q, %v", ref, err)
 	}
 	ok(t, d.Close())
@@ -445,17 +525,9 @@ func TestFillBesideWriters(t *testing.T) {
 
 // Of a cluster that is partly the tree's, an instant keeps both parts.
 func TestFrozenMixedCluster(t *testing.T) {
-	f := newForest()
-	d := open(t, config(foldertest.InMemory(t), f))
-	ctx := t.Context()
-	want := bytes.Repeat([]byte("tree"), 64<<10)
-	s := volume.Spec{ID: "vol-A", SizeBytes: int64(len(want))}
-	base, err := f.Open(ctx, f.plant(want))
-	ok(t, err)
-	ok(t, d.Clone(ctx, s, base))
-	ok(t, base.Close())
-	v, err := d.vol(s.ID)
-	ok(t, err)
+	ctx, want := t.Context(), bytes.Repeat([]byte("tree"), 64<<10)
+	d, v, _ := cloned(t, want)
+	s := volume.Spec{ID: v.id, SizeBytes: int64(len(want))}
 	write := func(page int64, b byte) {
 		t.Helper()
 		ok(t, v.write(ctx, change{p: bytes.Repeat([]byte{b}, pageSize), off: page * pageSize, n: pageSize}))

@@ -136,10 +136,16 @@ func same(t rapid.TB, what string, got, want []byte) {
 	}
 }
 
-func (m *machine) freeze(rt *rapid.T) {
-	if m.in != nil {
-		rt.Skip()
+// only lets rapid draw another step where this one cannot be done; it is no
+// test that is left out.
+func only(rt *rapid.T, possible bool, why string) {
+	if !possible {
+		rt.Skip(why)
 	}
+}
+
+func (m *machine) freeze(rt *rapid.T) {
+	only(rt, m.in == nil, "an instant is held already")
 	in, err := m.d.Freeze(context.Background(), "hold", []volume.Spec{m.s}, nil)
 	ok(rt, err)
 	m.in, m.frozen = in, bytes.Clone(m.now)
@@ -197,9 +203,7 @@ func (m *machine) lookAtChanges(rt *rapid.T, src volume.Source) {
 }
 
 func (m *machine) settle(rt *rapid.T) {
-	if m.in == nil {
-		rt.Skip()
-	}
+	only(rt, m.in != nil, "no instant is held")
 	m.look(rt)
 	ok(rt, m.in.Settle(context.Background(), []volume.Checkpoint{checkpointOf(m.frozen)}))
 	ok(rt, m.in.Close())
@@ -209,17 +213,13 @@ func (m *machine) settle(rt *rapid.T) {
 }
 
 func (m *machine) giveUp(rt *rapid.T) {
-	if m.in == nil {
-		rt.Skip()
-	}
+	only(rt, m.in != nil, "no instant is held")
 	ok(rt, m.d.Drop(context.Background(), "hold"))
 	m.in = nil
 }
 
 func (m *machine) roll(rt *rapid.T) {
-	if m.in != nil || len(m.trees) == 0 {
-		rt.Skip()
-	}
+	only(rt, m.in == nil && len(m.trees) > 0, "an instant is held, or there is no point yet")
 	ctx := context.Background()
 	to, err := m.f.Open(ctx, rapid.SampledFrom(m.trees).Draw(rt, "tree"))
 	ok(rt, err)
@@ -227,8 +227,7 @@ func (m *machine) roll(rt *rapid.T) {
 	if m.since != nil && rapid.Bool().Draw(rt, "known") {
 		from = &tree{f: m.f, content: m.since}
 	}
-	_, err = m.d.Roll(ctx, m.s, to, from, rapid.Bool().Draw(rt, "force"))
-	ok(rt, err)
+	ok(rt, roll(ctx, m.d, m.s, to, from, rapid.Bool().Draw(rt, "force")))
 	content := to.(*tree).content
 	ok(rt, to.Close())
 	clear(m.now)
@@ -264,24 +263,24 @@ func (m *machine) fill(rt *rapid.T) {
 			return enough
 		}
 		return nil
-	}, func(int64, int64) {})
+	})
 	if err != nil && !errors.Is(err, enough) && !(m.in != nil && errs.Is(err, errs.Busy)) {
 		rt.Fatal(err)
 	}
 	if err == nil {
 		m.durable(rt)
-		ref, bytes, err := m.d.Base(context.Background(), m.s)
+		ref, err := m.d.Base(context.Background(), m.s)
 		ok(rt, err)
-		if ref != "" || bytes != 0 {
-			rt.Fatalf("after a fill %d bytes of %s are needed", bytes, ref)
+		e, err := m.d.Exported(context.Background(), m.s)
+		ok(rt, err)
+		if ref != "" || e.Missing != 0 {
+			rt.Fatalf("after a fill %d bytes of %q are needed", e.Missing, ref)
 		}
 	}
 }
 
 func (m *machine) grow(rt *rapid.T) {
-	if m.in != nil || len(m.now) > 3<<20 {
-		rt.Skip()
-	}
+	only(rt, m.in == nil && len(m.now) <= 3<<20, "an instant is held, or the volume is large enough")
 	m.flush(rt)
 	n := len(m.now) + rapid.IntRange(1, 100).Draw(rt, "sectors")*512
 	ok(rt, m.d.Grow(context.Background(), m.s, int64(n)))

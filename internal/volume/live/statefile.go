@@ -69,7 +69,8 @@ type stateFile struct {
 }
 
 // writeStateFile replaces the state file at path durably: a crash leaves the
-// old one or the new one.
+// old one or the new one. errReplaced: nobody knows which; any other error: the
+// old one is there.
 func writeStateFile(path string, serial uint64, c *content) (*stateFile, error) {
 	c.Version = stateVersion
 	buf := make([]byte, recordHeadLen+headBytes, recordHeadLen+headBytes+logStep)
@@ -104,7 +105,9 @@ func writeStateFile(path string, serial uint64, c *content) (*stateFile, error) 
 		err = os.Rename(temp, path)
 	}
 	if err == nil {
-		err = syncDir(filepath.Dir(path))
+		if err = syncDir(filepath.Dir(path)); err != nil {
+			err = fmt.Errorf("%w: %w", errReplaced, err)
+		}
 	}
 	if err != nil {
 		return nil, errors.Join(err, s.f.Close())
@@ -112,21 +115,25 @@ func writeStateFile(path string, serial uint64, c *content) (*stateFile, error) 
 	return s, nil
 }
 
+// errReplaced says that the new file is in place, but maybe not durably: what
+// is appended to the old one is lost, and to the new one, maybe.
+var errReplaced = errors.New("the state file was replaced, but not durably")
+
 // append appends one record. It is in the page cache then, so it outlives the
-// process; sync makes it outlive the machine. at is where it begins.
-func (s *stateFile) append(kind byte, payload []byte) (at int64, err error) {
-	at = s.end
-	s.record = appendRecord(s.record[:0], s.serial, at, kind, payload)
+// process; sync makes it outlive the machine. If it fails nothing was appended.
+func (s *stateFile) append(kind byte, payload []byte) error {
+	s.record = appendRecord(s.record[:0], s.serial, s.end, kind, payload)
 	n := int64(len(s.record))
-	if s.end+n > s.room {
+	room := s.room
+	if s.end+n > room {
 		s.record = append(s.record, make([]byte, logStep)...)
-		s.room = s.end + n + logStep
+		room = s.end + n + logStep
 	}
-	if _, err := s.f.WriteAt(s.record, at); err != nil {
-		return at, err
+	if _, err := s.f.WriteAt(s.record, s.end); err != nil {
+		return err
 	}
-	s.end += n
-	return at, nil
+	s.end, s.room = s.end+n, room
+	return nil
 }
 
 func (s *stateFile) sync() error {

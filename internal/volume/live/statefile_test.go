@@ -32,8 +32,7 @@ func sample(t testing.TB, dir string) string {
 		{recordIntent, appendPair(nil, 5, 2)},
 		{recordLocal, appendPair(nil, 102, allPages)},
 	} {
-		_, err := s.append(r.kind, r.p)
-		ok(t, err)
+		ok(t, s.append(r.kind, r.p))
 	}
 	ok(t, s.sync())
 	ok(t, s.close())

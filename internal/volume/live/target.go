@@ -9,20 +9,17 @@ import (
 	"cairn/internal/volume"
 )
 
-// target is a volume that is being overwritten by a job. It is written like a
-// client writes, so tracking and map are right at any moment.
-type target struct {
+// exclusive keeps everybody else from a volume until release: jobs that would
+// read or overwrite it, and clients, who cannot connect.
+type exclusive struct {
 	v      *vol
-	w      *view
 	resume func() // lets clients in again
 	once   sync.Once
-	mu     sync.Mutex // guards failed
-	failed error      // of a Sync; the content is unknown since
 }
 
-// OpenTarget opens a volume for being overwritten. errs.Busy: a job reads or
-// overwrites it; errs.Conflict: a client is connected.
-func (d *Driver) OpenTarget(ctx context.Context, s volume.Spec) (volume.Target, error) {
+// exclude waits for nobody. errs.Busy: a job reads or overwrites the volume;
+// errs.Conflict: a client is connected, whose connection force ends.
+func (d *Driver) exclude(ctx context.Context, s volume.Spec, force bool) (*exclusive, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -35,14 +32,44 @@ func (d *Driver) OpenTarget(ctx context.Context, s volume.Spec) (volume.Target, 
 	if err := v.free(); err != nil {
 		return nil, err
 	}
-	t := &target{v: v, w: v.view.Load(), resume: func() {}}
+	x := &exclusive{v: v, resume: func() {}}
 	if e := v.served.Load(); e != nil {
-		if t.resume, err = e.Suspend(ctx, false); err != nil {
+		if x.resume, err = e.Suspend(ctx, force); err != nil {
 			return nil, err
 		}
 	}
-	v.target = true
-	return t, nil
+	v.taken = true
+	return x, nil
+}
+
+// Close may be called more than once.
+func (x *exclusive) Close() error {
+	x.once.Do(func() {
+		x.v.op.Lock()
+		defer x.v.op.Unlock()
+		x.v.taken = false
+		x.resume()
+	})
+	return nil
+}
+
+// target is a volume that is being overwritten by a job. It is written like a
+// client writes, so tracking and map are right at any moment.
+type target struct {
+	*exclusive
+	w      *view
+	mu     sync.Mutex // guards failed
+	failed error      // of a Sync; the content is unknown since
+}
+
+// OpenTarget opens a volume for being overwritten. errs.Busy: a job reads or
+// overwrites it; errs.Conflict: a client is connected.
+func (d *Driver) OpenTarget(ctx context.Context, s volume.Spec) (volume.Target, error) {
+	x, err := d.exclude(ctx, s, false)
+	if err != nil {
+		return nil, err
+	}
+	return &target{exclusive: x, w: x.v.view.Load()}, nil
 }
 
 func (t *target) Size() int64 { return t.w.size }
@@ -96,14 +123,4 @@ func (t *target) Sync(ctx context.Context) error {
 		t.failed = t.v.flush()
 	}
 	return t.failed
-}
-
-func (t *target) Close() error {
-	t.once.Do(func() {
-		t.v.op.Lock()
-		defer t.v.op.Unlock()
-		t.v.target = false
-		t.resume()
-	})
-	return nil
 }

@@ -2,6 +2,7 @@ package live
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -78,7 +79,7 @@ type vol struct {
 	since      volume.Checkpoint
 	generation uint64
 	auditAt    int64
-	target     bool // somebody overwrites the volume
+	taken      bool // by exclusive
 	closed     bool
 	served     atomic.Pointer[served] // nil: it is not; changed under op, read by anybody
 	retired    atomic.Bool            // its data is gone; the filler asks without op
@@ -201,6 +202,9 @@ func (v *vol) saveLocked(serial uint64, clean bool) error {
 		}
 	}
 	next, err := writeStateFile(v.d.statePath(v.id), serial+1, c)
+	if errors.Is(err, errReplaced) {
+		return v.latch(ioFailure(v.id, "store the state of", err))
+	}
 	if err != nil {
 		return ioFailure(v.id, "store the state of", err)
 	}
@@ -240,6 +244,19 @@ func (v *vol) close() error {
 		err = errors.Join(err, w.base.Close())
 	}
 	return errors.Join(err, v.file.close(), v.f.Close())
+}
+
+// free says why nobody may freeze, grow or overwrite the volume now; op is held.
+func (v *vol) free() error {
+	switch {
+	case v.closed:
+		return errs.New(errs.NotFound, "volume %s: its data is gone", v.id)
+	case v.taken:
+		return busy(v.id, "is being overwritten by another job")
+	case v.hold != nil: // set under op and the gate, so op is enough to look
+		return busy(v.id, "is being read by another job")
+	}
+	return v.failure()
 }
 
 // failure is why the volume must not be written to any more.
@@ -296,8 +313,9 @@ func (v *vol) compact() error {
 	if v.closed {
 		return nil
 	}
-	if err := v.rewrite(false); err != nil {
-		return v.latch(err)
+	// If there is no room for it, the long one goes on: what it says is true.
+	if err := v.rewrite(false); err != nil && v.failure() != nil {
+		return err
 	}
 	return nil
 }
@@ -316,24 +334,35 @@ func (v *vol) flushOnce() error {
 	if v.file.serial != of || upTo <= v.committed {
 		return nil
 	}
-	if err := v.commitLocked(upTo); err != nil {
-		return v.latch(ioFailure(v.id, "store the state of", err))
+	if err := v.appendLocked(recordCommit, binary.LittleEndian.AppendUint64(nil, uint64(upTo))); err != nil {
+		return err
+	}
+	if err := v.syncStateLocked(); err != nil {
+		return err
+	}
+	v.committed = upTo
+	return nil
+}
+
+// appendLocked appends to the state file; state is held. If it fails, as on a
+// full disk, nothing was appended, and the next try may succeed: whoever asked
+// is not told that it is done, so nothing is lost.
+func (v *vol) appendLocked(kind byte, payload []byte) error {
+	if err := v.file.append(kind, payload); err != nil {
+		return ioFailure(v.id, "store the state of", err)
 	}
 	return nil
 }
 
-func (v *vol) commitLocked(upTo int64) error {
-	var p [8]byte
-	for i := range p {
-		p[i] = byte(upTo >> (8 * i))
-	}
-	if _, err := v.file.append(recordCommit, p[:]); err != nil {
+// syncStateLocked makes what was appended durable; state is held. It never
+// fails twice: see latch.
+func (v *vol) syncStateLocked() error {
+	if err := v.failure(); err != nil {
 		return err
 	}
 	if err := v.file.sync(); err != nil {
-		return err
+		return v.latch(ioFailure(v.id, "store the state of", err))
 	}
-	v.committed = upTo
 	return nil
 }
 

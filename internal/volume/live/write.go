@@ -121,12 +121,11 @@ func (v *vol) intend(off, n int64) error {
 		p = appendPair(p, uint64(wanted[i]), uint64(k-i))
 		i = k
 	}
-	_, err := v.file.append(recordIntent, p)
-	if err == nil {
-		err = v.file.sync()
+	if err := v.appendLocked(recordIntent, p); err != nil {
+		return err
 	}
-	if err != nil {
-		return v.latch(ioFailure(v.id, "store the state of", err))
+	if err := v.syncStateLocked(); err != nil {
+		return err
 	}
 	s := v.intents.Load()
 	for _, r := range wanted {
@@ -233,8 +232,8 @@ func (v *vol) noteLocal(locals []byte) error {
 func (v *vol) note(kind byte, payload []byte) error {
 	v.state.Lock()
 	defer v.state.Unlock()
-	if _, err := v.file.append(kind, payload); err != nil {
-		return v.latch(ioFailure(v.id, "store the state of", err))
+	if err := v.appendLocked(kind, payload); err != nil {
+		return err
 	}
 	v.localEnd = v.file.end
 	return nil
