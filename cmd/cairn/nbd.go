@@ -18,8 +18,8 @@ import (
 // nbdSocket is where volumes are served to this host.
 func nbdSocket(dir string) string { return filepath.Join(dir, "volumes", "nbd.sock") }
 
-// nbdListeners listens for clients of volumes.
-func (c serveConfig) nbdListeners(dir string) ([]net.Listener, error) {
+// nbdListeners listens for clients of volumes, and notes where.
+func (c *serveConfig) nbdListeners(dir string) ([]net.Listener, error) {
 	path := nbdSocket(dir)
 	if err := makeFolder(filepath.Dir(path)); err != nil {
 		return nil, err
@@ -33,6 +33,7 @@ func (c serveConfig) nbdListeners(dir string) ([]net.Listener, error) {
 		closeAll([]net.Listener{l})
 		return nil, err
 	}
+	c.nbdListen = tcp.Addr().String() // with the port that it got
 	return []net.Listener{l, tcp}, nil
 }
 

@@ -148,14 +148,8 @@ func findVolumes(dir string, conf *journal.RecoverConfig) error {
 	for _, s := range specs {
 		conf.Volumes = append(conf.Volumes, journal.FoundVolume{ID: s.ID, SizeBytes: s.SizeBytes})
 	}
-	for _, holds := range []string{"holds", "registered"} {
-		names, err := volumefile.ListHolds(filepath.Join(dir, holds))
-		if err != nil {
-			return err
-		}
-		conf.Holds = append(conf.Holds, names...)
-	}
-	return nil
+	conf.Holds, err = volumefile.ListHolds(filepath.Join(dir, "registered"))
+	return err
 }
 
 // workFolder is where the new database grows: beside the old one, so that a

@@ -60,16 +60,16 @@ func (s *session) printConnection(v client.Volume) error {
 	if s.output == outputJSON {
 		return s.printJSON(connection{URI: uri, URIs: v.NBDURIs})
 	}
-	name, socket, err := parseNBD(uri)
+	u, err := url.Parse(uri)
 	if err != nil {
-		return err
+		return fmt.Errorf("the server answered with the URI %q: %w", uri, err)
 	}
+	name, socket := strings.TrimPrefix(u.Path, "/"), u.Query().Get("socket")
 	kernel := fmt.Sprintf("nbd-client -unix %s /dev/nbd0 -name %s -persist", quote(socket), name)
 	table := fmt.Sprintf("nbd0 %s %s unix,persist", socket, name)
 	if socket == "" {
-		host, port, _ := strings.Cut(strings.TrimPrefix(strings.TrimSuffix(uri, "/"+name), "nbd://"), ":")
-		kernel = fmt.Sprintf("nbd-client %s %s /dev/nbd0 -name %s -persist", host, port, name)
-		table = fmt.Sprintf("nbd0 %s %s port=%s,persist", host, name, port)
+		kernel = fmt.Sprintf("nbd-client %s %s /dev/nbd0 -name %s -persist", u.Hostname(), u.Port(), name)
+		table = fmt.Sprintf("nbd0 %s %s port=%s,persist", u.Hostname(), name, u.Port())
 	}
 	return s.printPairs([]pair{
 		{"uri", uri},
@@ -79,15 +79,6 @@ func (s *session) printConnection(v client.Volume) error {
 		{"nbdtab", table},
 		{"fstab", "/dev/nbd0 /mnt ext4 _netdev,nofail,x-systemd.requires=nbd@nbd0.service 0 2"},
 	})
-}
-
-// parseNBD takes a URI of ours apart; socket is empty for TCP.
-func parseNBD(text string) (name, socket string, err error) {
-	u, err := url.Parse(text)
-	if err != nil {
-		return "", "", fmt.Errorf("the server answered with the URI %q: %w", text, err)
-	}
-	return strings.TrimPrefix(u.Path, "/"), u.Query().Get("socket"), nil
 }
 
 // quote makes a word of s for a shell.

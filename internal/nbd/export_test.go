@@ -47,20 +47,27 @@ func TestRemove(t *testing.T) {
 	}
 }
 
-// A Backend that does not heed its context keeps Remove waiting.
-func TestRemoveOfStubbornBackend(t *testing.T) {
-	s := serve(t, Limits{})
+// stuck is an export with a request in its Backend that heeds no context; open
+// lets it, and later ones, through.
+func stuck(t *testing.T) (s *served, e *Export, open chan struct{}) {
+	t.Helper()
+	s = serve(t, Limits{})
 	m := newMemory(exportSize)
-	open, entered := make(chan struct{}), make(chan struct{})
+	open, entered := make(chan struct{}), make(chan struct{}, 10)
 	m.onCall(func(context.Context, string, int64, int64) error {
-		close(entered)
+		entered <- struct{}{}
 		<-open
 		return nil
 	})
-	e := s.add(everything("v", exportSize), m)
-	r := s.attached("v", true)
-	r.send(cmdFlush, 0, 0, 0)
+	e = s.add(everything("v", exportSize), m)
+	s.attached("v", true).send(cmdFlush, 0, 0, 0)
 	<-entered
+	return s, e, open
+}
+
+// A Backend that does not heed its context keeps Remove waiting.
+func TestRemoveOfStubbornBackend(t *testing.T) {
+	_, e, open := stuck(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
 	if err := e.Remove(ctx); !errors.Is(err, context.DeadlineExceeded) {
@@ -123,18 +130,7 @@ func TestSuspend(t *testing.T) {
 }
 
 func TestSuspendGivesUp(t *testing.T) {
-	s := serve(t, Limits{})
-	m := newMemory(exportSize)
-	open, entered := make(chan struct{}), make(chan struct{}, 10)
-	m.onCall(func(context.Context, string, int64, int64) error {
-		entered <- struct{}{}
-		<-open
-		return nil
-	})
-	e := s.add(everything("v", exportSize), m)
-	r := s.attached("v", true)
-	r.send(cmdFlush, 0, 0, 0)
-	<-entered
+	s, e, open := stuck(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
 	if _, err := e.Suspend(ctx, true); !errors.Is(err, context.DeadlineExceeded) {

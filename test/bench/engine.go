@@ -21,7 +21,7 @@ import (
 	"cairn/internal/extent"
 	"cairn/internal/repo"
 	"cairn/internal/volume"
-	volumefile "cairn/internal/volume/file"
+	"cairn/internal/volume/live"
 )
 
 // No driver of this release tracks changes, so what tracking saves is measured
@@ -116,10 +116,11 @@ func (r *engineRig) take(ctx context.Context, src volume.Source, parent *engine.
 
 // restore makes a new managed volume with a point's content.
 func (r *engineRig) restore(ctx context.Context, ref engine.PointRef, size int64) (took time.Duration, err error) {
-	driver, err := volumefile.NewManaged(filepath.Join(r.dir, "volumes"))
+	driver, err := live.New(live.Config{Dir: filepath.Join(r.dir, "volumes"), Boot: "bench"})
 	if err != nil {
 		return 0, err
 	}
+	defer func() { err = errors.Join(err, driver.Close()) }()
 	spec := volume.Spec{ID: "vol-RESTORED", SizeBytes: size}
 	if err := driver.Remove(ctx, spec); err != nil {
 		return 0, err

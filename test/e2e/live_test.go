@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"math/rand/v2"
 	"net/http"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -292,7 +293,29 @@ func TestLiveRefusals(t *testing.T) {
 	if err := c.WriteAt(t.Context(), numbered(1), livePages*livePage, 0); err == nil {
 		t.Error("a write past the end passes")
 	}
-	// A point that a volume is filled from cannot be deleted.
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A point that a volume is filled from cannot be deleted before.
+func TestLiveBaseStays(t *testing.T) {
+	t.Parallel()
+	l := newLiveRig(t, "--fill-rate", "1")
+	c := l.dial(t, l.id)
+	p := make([]byte, 16<<20) // 16 s at that rate
+	harness.Noise(p, 1)
+	if err := c.WriteAt(t.Context(), p, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	id := l.srv.API().Create(t, "p", false, l.id)[0]
+	clone := l.srv.API().Clone(t, id, "clone")
+	message := l.srv.API().Do(t, harness.Request{Method: http.MethodDelete, Path: "volume_snapshots/" + id}).WantError(t, 409, "1400")
+	if !strings.Contains(message, clone) {
+		t.Errorf("the refusal does not name the volume: %s", message)
+	}
+	l.srv.API().DeleteVolumes(t, clone)
+	l.srv.API().DeleteSnapshots(t, id)
 	if err := c.Close(); err != nil {
 		t.Fatal(err)
 	}

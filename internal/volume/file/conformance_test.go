@@ -9,43 +9,6 @@ import (
 	"cairn/internal/volume/volumetest"
 )
 
-func TestManaged(t *testing.T) {
-	// "" is wherever temporary files are, and needs no rights.
-	for _, kind := range []string{"", "ext4", "xfs", "btrfs", "tmpfs"} {
-		t.Run("on="+kind, func(t *testing.T) {
-			top := filesystem(t, kind)
-			part := 0
-			volumetest.Run(t, func(t *testing.T) volumetest.Harness {
-				part++
-				return managedHarness(t, join(top, fmt.Sprint(part)))
-			})
-		})
-	}
-}
-
-func managedHarness(t *testing.T, dir string) volumetest.Harness {
-	restart := func(t testing.TB) volume.Driver {
-		m, err := NewManaged(dir)
-		ok(t, err)
-		return m
-	}
-	d, made := restart(t), 0
-	return volumetest.Harness{
-		Driver: d,
-		New: func(t testing.TB, size int64) volume.Spec {
-			made++
-			s := volume.Spec{ID: fmt.Sprintf("vol-%d", made), SizeBytes: size}
-			ok(t, d.Create(t.Context(), s))
-			return s
-		},
-		Absent:  func(testing.TB) volume.Spec { return volume.Spec{ID: "vol-GONE", SizeBytes: 1 << 20} },
-		Restart: restart,
-		Change: func(t testing.TB, s volume.Spec, buf []byte, off int64) {
-			change(t, join(dir, s.ID+".raw"), buf, off)
-		},
-	}
-}
-
 // change writes as a program would that heeds no lock.
 func change(t testing.TB, path string, buf []byte, off int64) {
 	f, err := os.OpenFile(path, os.O_WRONLY, 0)
@@ -56,7 +19,8 @@ func change(t testing.TB, path string, buf []byte, off int64) {
 }
 
 func TestRegisteredFiles(t *testing.T) {
-	for _, kind := range []string{"", "xfs"} { // one without reflinks, one with
+	// "" is wherever temporary files are, and needs no rights.
+	for _, kind := range []string{"", "ext4", "xfs", "btrfs", "tmpfs"} {
 		t.Run("on="+kind, func(t *testing.T) {
 			top := filesystem(t, kind)
 			part := 0

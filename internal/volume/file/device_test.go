@@ -195,11 +195,10 @@ func TestZeroBothWays(t *testing.T) {
 // TestFullFilesystem: no space while a sparse volume is filled.
 func TestFullFilesystem(t *testing.T) {
 	dir := filesystem(t, "tmpfs") // 64 MiB
-	m, err := NewManaged(join(dir, "volumes"))
+	r, err := NewRegistered(t.TempDir())
 	ok(t, err)
-	s := volume.Spec{ID: "vol-FULL", SizeBytes: 128 << 20}
-	ok(t, m.Create(t.Context(), s))
-	g, err := m.OpenTarget(t.Context(), s)
+	s := register(t, r, sparse(t, dir, 128<<20))
+	g, err := r.OpenTarget(t.Context(), s)
 	ok(t, err)
 	defer func() { ok(t, g.Close()) }()
 	buf := make([]byte, 1<<20)

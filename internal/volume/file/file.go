@@ -12,8 +12,8 @@
 //   - a recorded hold is whole: its record is written after the last reflink
 //     is durable, and removed before the first reflink is.
 //
-// Managed and Registered serve any number of goroutines. One process at a
-// time may use a folder.
+// Registered serves any number of goroutines. One process at a time may use a
+// folder.
 package file
 
 import (
@@ -33,12 +33,11 @@ import (
 type place struct {
 	id       string // vol-…, for messages
 	path     string
-	identity string // "": whatever lies at path (managed volumes)
+	identity string // "": not known yet, as it is being examined
 }
 
-// disks is what both drivers share: holding instants and opening targets.
+// disks holds instants and opens targets.
 type disks struct {
-	locate  func(volume.Spec) (place, error)
 	holdDir string
 
 	mu   sync.Mutex          // guards the maps; nothing else is locked under it
@@ -49,14 +48,14 @@ type disks struct {
 	open map[string]chan struct{}
 }
 
-func newDisks(holdDir string, locate func(volume.Spec) (place, error)) (*disks, error) {
+func newDisks(holdDir string) (*disks, error) {
 	if err := os.MkdirAll(holdDir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the folder of holds: %w", err)
 	}
 	if err := syncDir(filepath.Dir(holdDir)); err != nil {
 		return nil, err
 	}
-	d := &disks{locate: locate, holdDir: holdDir, live: map[string]*instant{}, open: map[string]chan struct{}{}}
+	d := &disks{holdDir: holdDir, live: map[string]*instant{}, open: map[string]chan struct{}{}}
 	return d, d.sweep()
 }
 
@@ -65,7 +64,7 @@ func (d *disks) Size(ctx context.Context, s volume.Spec) (int64, error) {
 	if err := ctx.Err(); err != nil {
 		return 0, err
 	}
-	p, err := d.locate(s)
+	p, err := locate(s)
 	if err != nil {
 		return 0, err
 	}

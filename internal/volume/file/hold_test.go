@@ -13,24 +13,25 @@ import (
 	"cairn/internal/volume"
 )
 
-// held makes a managed driver on a filesystem with reflinks, with a durable
-// hold "job" of two volumes in it.
-func held(t *testing.T) (m *Managed, specs []volume.Spec) {
+// held makes a driver on a filesystem with reflinks, with a durable hold "job"
+// of two volumes in it.
+func held(t *testing.T) (r *Registered, specs []volume.Spec) {
 	t.Helper()
-	m, err := NewManaged(join(filesystem(t, "xfs"), "volumes"))
+	top := filesystem(t, "xfs")
+	r, err := NewRegistered(join(top, "holds"))
 	ok(t, err)
 	for _, id := range []string{"vol-A", "vol-B"} {
-		s := volume.Spec{ID: id, SizeBytes: 1 << 20}
-		ok(t, m.Create(t.Context(), s))
+		s := register(t, r, sparse(t, top, 1<<20))
+		s.ID = id
 		specs = append(specs, s)
 	}
-	in, err := m.Freeze(t.Context(), "job", specs, nil)
+	in, err := r.Freeze(t.Context(), "job", specs, nil)
 	ok(t, err)
 	if !in.Durable() {
 		t.Fatal("no reflink on a filesystem that has them")
 	}
 	ok(t, in.Close())
-	return m, specs
+	return r, specs
 }
 
 // TestReflinkLetsGo: with a reflink the volume is free at once, and a writer
@@ -111,7 +112,7 @@ func TestHoldStates(t *testing.T) {
 			} else if !errors.Is(err, volume.ErrNoInstant) {
 				t.Fatalf("Reopen: %v, want ErrNoInstant", err)
 			}
-			later, err := NewManaged(m.dir)
+			later, err := NewRegistered(m.holdDir)
 			ok(t, err)
 			if _, err := os.Stat(dir); (err == nil) != c.stays {
 				t.Fatalf("after a restart: %v; should it be there: %v", err, c.stays)
@@ -146,19 +147,11 @@ func TestReopenWrong(t *testing.T) {
 
 // TestNames: names that would leave the folder are refused.
 func TestNames(t *testing.T) {
-	m, err := NewManaged(t.TempDir())
+	r, err := NewRegistered(t.TempDir())
 	ok(t, err)
 	for _, bad := range []string{"", ".", "..", "../x", "a/b", ".hidden", "a b", "ä", strings.Repeat("x", 129)} {
-		if err := m.Drop(t.Context(), bad); err == nil {
+		if err := r.Drop(t.Context(), bad); err == nil {
 			t.Errorf("hold %q was accepted", bad)
-		}
-		if err := m.Create(t.Context(), volume.Spec{ID: bad, SizeBytes: 1}); err == nil {
-			t.Errorf("volume %q was accepted", bad)
-		}
-	}
-	for _, bad := range []int64{0, -1} {
-		if err := m.Create(t.Context(), volume.Spec{ID: "vol-X", SizeBytes: bad}); !errs.Is(err, errs.Invalid) {
-			t.Errorf("size %d: %v", bad, err)
 		}
 	}
 }
@@ -186,7 +179,7 @@ func FuzzRecord(f *testing.F) {
 
 // Whoever comes while the one before lets go waits a moment for it.
 func TestClaimWaitsForTheOneBefore(t *testing.T) {
-	d, err := newDisks(filepath.Join(t.TempDir(), "holds"), nil)
+	d, err := newDisks(filepath.Join(t.TempDir(), "holds"))
 	if err != nil {
 		t.Fatal(err)
 	}

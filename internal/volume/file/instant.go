@@ -79,7 +79,7 @@ func (d *disks) freeze(ctx context.Context, hold string, specs []volume.Spec, wi
 		return err
 	}
 	for _, s := range specs {
-		p, err := d.locate(s)
+		p, err := locate(s)
 		if err != nil {
 			return nil, errors.Join(err, release())
 		}

@@ -9,7 +9,6 @@ import (
 	"testing"
 
 	"cairn/internal/errs"
-	"cairn/internal/volume"
 )
 
 func TestProbeRefuses(t *testing.T) {
@@ -175,29 +174,6 @@ broken line
 		if d := parseDevice(bad); d != 0 {
 			t.Errorf("parseDevice(%q) = %d", bad, d)
 		}
-	}
-}
-
-func TestListManaged(t *testing.T) {
-	dir := join(t.TempDir(), "volumes")
-	if got, err := ListManaged(dir); err != nil || len(got) != 0 {
-		t.Errorf("an absent folder: %v, %v", got, err)
-	}
-	m, err := NewManaged(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := m.Create(t.Context(), volume.Spec{ID: "vol-A", SizeBytes: 12345}); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(join(dir, "note.txt"), nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Mkdir(join(dir, "vol-B.raw"), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if got, err := ListManaged(dir); err != nil || len(got) != 1 || got[0] != (volume.Spec{ID: "vol-A", SizeBytes: 12345}) {
-		t.Errorf("got %v, %v", got, err)
 	}
 }
 

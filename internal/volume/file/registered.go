@@ -25,7 +25,7 @@ func NewRegistered(holdDir string, forbidden ...string) (*Registered, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find the folder of holds: %w", err)
 	}
-	if r.disks, err = newDisks(holdDir, r.place); err != nil {
+	if r.disks, err = newDisks(holdDir); err != nil {
 		return nil, err
 	}
 	for _, dir := range append(forbidden, holdDir) {
@@ -41,7 +41,8 @@ func NewRegistered(holdDir string, forbidden ...string) (*Registered, error) {
 	return r, nil
 }
 
-func (r *Registered) place(s volume.Spec) (place, error) {
+// locate finds the place of a registered volume.
+func locate(s volume.Spec) (place, error) {
 	if !nameOK(s.ID) {
 		return place{}, errs.New(errs.Internal, "%q cannot name a volume", s.ID)
 	}

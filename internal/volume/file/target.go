@@ -42,7 +42,7 @@ type target struct {
 // OpenTarget opens a volume for being overwritten. errs.Busy: anybody has it
 // open, readers included.
 func (d *disks) OpenTarget(ctx context.Context, s volume.Spec) (volume.Target, error) {
-	p, err := d.locate(s)
+	p, err := locate(s)
 	if err != nil {
 		return nil, err
 	}
