@@ -8,6 +8,7 @@ import (
 	"runtime"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"cairn/internal/errs"
 	"cairn/internal/extent"
@@ -167,7 +168,7 @@ func (d *Driver) Base(ctx context.Context, s volume.Spec) (ref string, err error
 
 const (
 	// fillStep bytes are fetched at once.
-	fillStep = 1 << 20
+	fillStep = 2 << 20
 	// fillSync bytes are made durable together.
 	fillSync = 256 << 20
 	// maxFillers fetch at the same time, where there are as many processors.
@@ -188,11 +189,14 @@ func (d *Driver) Fill(ctx context.Context, s volume.Spec, pace func(ctx context.
 	if w.base == nil {
 		return nil
 	}
+	// What one span left is made durable while the next is fetched.
+	var flushing errgroup.Group
+	flushing.SetLimit(1)
 	for at := w.tree.next(0); at < w.tree.n && err == nil; {
-		if at, err = v.fillSpan(ctx, w, at, pace); err == nil {
-			err = v.flush()
-		}
+		at, err = v.fillSpan(ctx, w, at, pace)
+		flushing.Go(v.flush)
 	}
+	err = errors.Join(err, flushing.Wait())
 	if v.retired.Load() {
 		return errs.New(errs.NotFound, "volume %s was removed while it was filled", v.id)
 	}
@@ -282,14 +286,21 @@ func (v *vol) fillRun(ctx context.Context, w *view, at int64, data []byte) error
 	if err := v.fetch(ctx, w, data, at*clusterSize); err != nil {
 		return err
 	}
-	for len(data) > 0 {
-		k := min(clusterSize, len(data))
-		if err := v.install(w, at, data[:k]); err != nil {
-			return err
-		}
-		data, at = data[k:], at+1
+	if err := v.install(w, at, data); err != nil {
+		return err
 	}
+	v.writeBack(at*clusterSize, int64(len(data)))
 	return nil
+}
+
+// writeBack sends a range to the disk without waiting for it: left to itself
+// the kernel does so seconds later, and a flush would wait for all of it. It is
+// advice; what fails here, a flush tells.
+func (v *vol) writeBack(off, n int64) {
+	raw, err := v.f.SyscallConn()
+	if err == nil {
+		_ = raw.Control(func(fd uintptr) { _ = unix.SyncFileRange(int(fd), off, n, unix.SYNC_FILE_RANGE_WRITE) })
+	}
 }
 
 // independent lets go of the base: all clusters are local, durably. Nothing

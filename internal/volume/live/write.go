@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -302,30 +303,99 @@ func (v *vol) localize(ctx context.Context, w *view, at int64) error {
 	return v.install(w, at, data)
 }
 
-// install makes a cluster local with the tree's bytes, unless somebody did so
-// already or the map is another by now. Pages that are local stay.
+// install makes the clusters from at on local that data has the tree's bytes
+// of, at most stripes of them, unless somebody did so already or the map is
+// another by now. Pages that are local stay.
 func (v *vol) install(w *view, at int64, data []byte) error {
 	v.gate.RLock()
 	defer v.gate.RUnlock()
 	if v.view.Load() != w {
 		return nil
 	}
-	mu := &v.stripe[at%stripes]
-	mu.Lock()
-	if !w.tree.has(at) {
-		mu.Unlock()
-		return nil
-	}
+	end := at + clusters(int64(len(data)))
+	defer v.lockStripes(at, end)()
 	v.unsynced.Store(true)
-	err := v.putMissing(at, data, w.pages.of(at))
-	if err == nil {
-		w.tree.remove(at)
+	for from := at; from < end; {
+		n, err := v.installSome(w, from, end, data[(from-at)*clusterSize:])
+		if err != nil {
+			return err
+		}
+		from += n
 	}
-	mu.Unlock()
+	return nil
+}
+
+// lockStripes locks the stripes of some clusters, always in the same order.
+func (v *vol) lockStripes(at, end int64) (unlock func()) {
+	var mine [stripes]bool
+	for c := at; c < end; c++ {
+		mine[c%stripes] = true
+	}
+	for i := range mine {
+		if mine[i] {
+			v.stripe[i].Lock()
+		}
+	}
+	return func() {
+		for i := range mine {
+			if mine[i] {
+				v.stripe[i].Unlock()
+			}
+		}
+	}
+}
+
+// installSome installs the first clusters of a run, and says how many: those
+// that are local already; one that has local pages; or as many as are wholly
+// the tree's, with one write. Their stripes are held.
+func (v *vol) installSome(w *view, at, end int64, data []byte) (n int64, err error) {
+	if next := min(w.tree.next(at), end); next > at {
+		return next - at, nil
+	}
+	pages := w.pages.of(at)
+	n = 1
+	for pages == 0 && at+n < end && w.tree.has(at+n) && w.pages.of(at+n) == 0 {
+		n++
+	}
+	data = data[:min(n*clusterSize, int64(len(data)))]
+	found, err := v.seekData(at*clusterSize, w.size)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return 0, err
+	}
+	if pages == 0 && (err != nil || found.Off >= at*clusterSize+int64(len(data))) {
+		// There is a hole: nothing to compare with.
+		err = v.putData(at*clusterSize, data)
+	} else {
+		for c := int64(0); c < n; c++ {
+			part := data[c*clusterSize : min((c+1)*clusterSize, int64(len(data)))]
+			if err = v.putMissing(at+c, part, pages); err != nil {
+				break
+			}
+		}
+	}
 	if err != nil {
-		return err
+		return 0, err
 	}
-	return v.noteLocal(appendPair(nil, uint64(at), allPages))
+	w.tree.removeRange(at, at+n)
+	return n, v.note(recordWhole, appendPair(nil, uint64(at), uint64(n)))
+}
+
+// putData fills a hole, and leaves clusters of zeros as they are.
+func (v *vol) putData(off int64, data []byte) error {
+	for len(data) > 0 {
+		n := min(clusterSize, len(data))
+		zeros := allZero(data[:n])
+		for n < len(data) && allZero(data[n:min(n+clusterSize, len(data))]) == zeros {
+			n = min(n+clusterSize, len(data))
+		}
+		if !zeros {
+			if err := v.put(change{p: data[:n], off: off, n: int64(n)}); err != nil {
+				return err
+			}
+		}
+		data, off = data[n:], off+int64(n)
+	}
+	return nil
 }
 
 // putMissing writes the pages of a cluster that are not local, zeros as holes,
