@@ -267,8 +267,8 @@ func (m *machine) fill(rt *rapid.T) {
 	if err != nil && !errors.Is(err, enough) && !(m.in != nil && errs.Is(err, errs.Busy)) {
 		rt.Fatal(err)
 	}
+	m.synced(rt) // also one that ends early makes durable what it did
 	if err == nil {
-		m.durable(rt)
 		ref, err := m.d.Base(context.Background(), m.s)
 		ok(rt, err)
 		e, err := m.d.Exported(context.Background(), m.s)
