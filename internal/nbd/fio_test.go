@@ -37,7 +37,8 @@ func try(t testing.TB, name string, args ...string) (string, error) {
 	return string(out), err
 }
 
-// startServer starts somebody else's server and waits for its socket.
+// startServer starts somebody else's server and waits until it listens: its
+// socket is a file before that.
 func startServer(t testing.TB, socket string, name string, args ...string) {
 	t.Helper()
 	cmd := exec.Command(name, args...)
@@ -50,12 +51,30 @@ func startServer(t testing.TB, socket string, name string, args ...string) {
 		cmd.Wait()
 	})
 	for range 500 {
-		if _, err := os.Stat(socket); err == nil {
+		if listens(t, socket) {
 			return
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	t.Fatalf("%s made no socket", name)
+	t.Fatalf("%s does not listen on %s", name, socket)
+}
+
+// listens asks the kernel, as a connection would end a server that serves only
+// one client.
+func listens(t testing.TB, socket string) bool {
+	t.Helper()
+	sockets, err := os.ReadFile("/proc/net/unix")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const accepts = "00010000" // __SO_ACCEPTCON of include/linux/net.h
+	for line := range strings.Lines(string(sockets)) {
+		f := strings.Fields(line)
+		if len(f) == 8 && f[3] == accepts && f[7] == socket {
+			return true
+		}
+	}
+	return false
 }
 
 func shortDir(t testing.TB) string {
