@@ -67,6 +67,7 @@ type conn struct {
 	granting   *Export  // whose contexts they are
 
 	draining atomic.Bool
+	drained  chan struct{} // closed when draining
 	finished chan struct{} // closed when nothing of the connection runs any more
 
 	// active counts requests in the Backend, plus retired once the export was
@@ -105,6 +106,7 @@ func newConn(ctx context.Context, s *Server, nc net.Conn) *conn {
 		nc:       nc,
 		r:        bufio.NewReaderSize(nc, readAhead),
 		bytes:    semaphore.NewWeighted(s.limits.ConnBytes),
+		drained:  make(chan struct{}),
 		finished: make(chan struct{}),
 		quiet:    make(chan struct{}),
 		wake:     make(chan struct{}, s.limits.Requests),
@@ -148,7 +150,9 @@ func (c *conn) kill(cause error) {
 
 // drain ends the reading of requests; those that were read are answered.
 func (c *conn) drain() {
-	c.draining.Store(true)
+	if !c.draining.Swap(true) {
+		close(c.drained)
+	}
 	if err := c.nc.SetReadDeadline(time.Unix(1, 0)); err != nil {
 		c.kill(err)
 	}

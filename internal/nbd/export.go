@@ -5,6 +5,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"time"
 
 	"cairn/internal/errs"
 )
@@ -15,11 +16,33 @@ type Export struct {
 	backend Backend
 	cfg     ExportConfig // Size excepted, fixed
 
-	mu        sync.Mutex // guards what follows; last in the lock order
-	size      int64
-	conns     map[*conn]struct{}
-	suspended bool
-	removed   bool
+	mu      sync.Mutex // guards what follows; last in the lock order
+	size    int64
+	conns   map[*conn]struct{}
+	resumed chan struct{} // while suspended: closed by resume; else nil
+	removed chan struct{} // closed by Remove
+}
+
+// suspend is called with mu held, or before anybody knows the export.
+func (e *Export) suspend() (resume func()) {
+	resumed := make(chan struct{})
+	e.resumed = resumed
+	return sync.OnceFunc(func() {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		e.resumed = nil
+		close(resumed)
+	})
+}
+
+// gone reports whether the export was removed.
+func (e *Export) gone() bool {
+	select {
+	case <-e.removed:
+		return true
+	default:
+		return false
+	}
 }
 
 // Connections is how many clients are attached. Each of them may write, unless
@@ -44,7 +67,7 @@ func (e *Export) SetSize(size int64) error {
 }
 
 // Suspend keeps clients from attaching until resume is called, which may be
-// done more than once. Clients attached to a writable export are an
+// done more than once: they wait, for Limits.Attach at most. Clients attached to a writable export are an
 // errs.Conflict; with force every client's connection ends instead, and no
 // request of theirs is in the Backend when Suspend returns. Clients attached
 // to a read-only export stay unless forced. A client whose connection ended
@@ -56,9 +79,9 @@ func (e *Export) SetSize(size int64) error {
 func (e *Export) Suspend(ctx context.Context, force bool) (resume func(), err error) {
 	e.mu.Lock()
 	switch {
-	case e.removed:
+	case e.gone():
 		err = errs.New(errs.NotFound, "the NBD export %q was removed", e.cfg.Name)
-	case e.suspended:
+	case e.resumed != nil:
 		err = errs.New(errs.Busy, "the NBD export %q is suspended already; please try later", e.cfg.Name)
 	case !force && !e.cfg.ReadOnly && len(e.conns) > 0:
 		err = errs.New(errs.Conflict, "%d client(s) are connected to the NBD export %q and may write; disconnect them or use force", len(e.conns), e.cfg.Name)
@@ -67,18 +90,13 @@ func (e *Export) Suspend(ctx context.Context, force bool) (resume func(), err er
 		e.mu.Unlock()
 		return nil, err
 	}
-	e.suspended = true
+	resume = e.suspend()
 	var ending []*conn
 	if force {
 		ending = slices.Collect(maps.Keys(e.conns))
 	}
 	e.mu.Unlock()
 
-	resume = sync.OnceFunc(func() {
-		e.mu.Lock()
-		defer e.mu.Unlock()
-		e.suspended = false
-	})
 	for _, c := range ending {
 		c.kill(errSuspended)
 	}
@@ -101,7 +119,9 @@ func (e *Export) Suspend(ctx context.Context, force bool) (resume func(), err er
 func (e *Export) Remove(ctx context.Context) error {
 	e.server.forget(e)
 	e.mu.Lock()
-	e.removed = true
+	if !e.gone() {
+		close(e.removed)
+	}
 	conns := slices.Collect(maps.Keys(e.conns))
 	e.mu.Unlock()
 	for _, c := range conns {
@@ -123,21 +143,45 @@ type refusal struct {
 	text string
 }
 
-// attach makes c a client of the export.
+// attach makes c a client of the export. While that is suspended c waits: what
+// has just ended, such as a rollback, is over in a moment.
 func (e *Export) attach(c *conn) *refusal {
+	timer := time.NewTimer(c.server.limits.Attach)
+	defer timer.Stop()
+	for {
+		resumed, r := e.tryAttach(c)
+		if resumed == nil {
+			return r
+		}
+		select {
+		case <-resumed:
+		case <-e.removed:
+		case <-timer.C:
+			return r
+		case <-c.drained:
+			return r
+		case <-c.ctx.Done():
+			return r
+		}
+	}
+}
+
+// tryAttach is attach without the wait. resumed is what to wait for; nil: that
+// would be no use.
+func (e *Export) tryAttach(c *conn) (resumed <-chan struct{}, _ *refusal) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	switch {
-	case e.removed:
-		return &refusal{repErrUnknown, "no such export"}
-	case e.suspended:
-		return &refusal{repErrPolicy, "the export takes no clients now; try later"}
+	case e.gone():
+		return nil, &refusal{repErrUnknown, "no such export"}
+	case e.resumed != nil:
+		return e.resumed, &refusal{repErrPolicy, "the export takes no clients now; try later"}
 	case e.cfg.MaxConnections > 0 && len(e.conns) >= e.cfg.MaxConnections:
-		return &refusal{repErrPolicy, "the export has all the clients that it may have"}
+		return nil, &refusal{repErrPolicy, "the export has all the clients that it may have"}
 	}
 	e.conns[c] = struct{}{}
 	c.export, c.size = e, e.size
-	return nil
+	return nil, nil
 }
 
 func (e *Export) detach(c *conn) {

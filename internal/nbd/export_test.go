@@ -2,6 +2,7 @@ package nbd
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"io"
 	"sync"
@@ -127,6 +128,56 @@ func TestSuspend(t *testing.T) {
 	}
 	reader.do(0, cmdRead, 0, 0, 512)
 	resume()
+}
+
+// Who comes while an export is suspended waits for its end, whatever that is.
+func TestAttachWaits(t *testing.T) {
+	s := serve(t, Limits{Attach: time.Hour, Handshake: time.Hour})
+	for round := range 40 {
+		e, resume, err := s.AddSuspended(everything("v", exportSize), newMemory(exportSize))
+		if err != nil {
+			t.Fatal(err)
+		}
+		first, second := s.shaken(), s.shaken()
+		first.write(option(optExportName, []byte("v")))
+		second.write(option(optGo, infoData("v")))
+		time.Sleep(time.Duration(round%4) * time.Millisecond)
+		if n := e.Connections(); n != 0 {
+			t.Fatalf("%d clients of an export that is suspended", n)
+		}
+		if round%2 == 0 {
+			resume()
+			if size := binary.BigEndian.Uint64(first.read(8)); size != exportSize {
+				t.Errorf("attached to %d bytes", size)
+			}
+			second.read(20)
+		}
+		if err := e.Remove(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if round%2 == 1 {
+			first.ended()
+			if code := binary.BigEndian.Uint32(second.read(20)[12:]); code != repErrUnknown {
+				t.Errorf("answer %#x", code)
+			}
+		}
+		first.nc.Close()
+		second.nc.Close()
+	}
+}
+
+// A server that stops does not wait for clients that wait.
+func TestStopWhileAttaching(t *testing.T) {
+	s := serve(t, Limits{Attach: time.Hour, Handshake: time.Hour, Drain: time.Hour})
+	_, _, err := s.AddSuspended(everything("v", exportSize), newMemory(exportSize))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := s.shaken()
+	r.write(option(optExportName, []byte("v")))
+	time.Sleep(5 * time.Millisecond)
+	s.stop()
+	r.ended()
 }
 
 func TestSuspendGivesUp(t *testing.T) {

@@ -245,6 +245,9 @@ type served struct {
 
 func serve(t testing.TB, limits Limits) *served {
 	t.Helper()
+	if limits.Attach == 0 {
+		limits.Attach = 10 * time.Millisecond
+	}
 	dir, err := os.MkdirTemp("", "nbd") // t.TempDir's names are too long for sockets
 	if err != nil {
 		t.Fatal(err)

@@ -20,6 +20,7 @@ import (
 type Limits struct {
 	Connections int           // 256; at once, further ones are hung up on
 	Handshake   time.Duration // 10 s; all of it
+	Attach      time.Duration // 5 s; of it, for an export that is suspended
 	Options     int           // 256; in one handshake
 	OptionBytes int           // 64 KiB; in one option
 	Requests    int           // 64; in flight in one connection
@@ -41,6 +42,7 @@ const smallRequest = 64 << 10
 func (l *Limits) setDefaults() {
 	setDefault(&l.Connections, 256)
 	setDefault(&l.Handshake, 10*time.Second)
+	setDefault(&l.Attach, 5*time.Second)
 	setDefault(&l.Options, 256)
 	setDefault(&l.OptionBytes, 64<<10)
 	setDefault(&l.Requests, 64)
@@ -86,18 +88,31 @@ func NewServer(limits Limits, log *slog.Logger) *Server {
 // Add serves b under cfg.Name from now on. errs.Exists: the name is taken;
 // errs.Invalid: no client could use such an export.
 func (s *Server) Add(cfg ExportConfig, b Backend) (*Export, error) {
+	e, resume, err := s.AddSuspended(cfg, b)
+	if err == nil {
+		resume()
+	}
+	return e, err
+}
+
+// AddSuspended is Add, and Export.Suspend before any client can attach.
+func (s *Server) AddSuspended(cfg ExportConfig, b Backend) (e *Export, resume func(), err error) {
 	cfg.Contexts = slices.Clone(cfg.Contexts)
 	if err := cfg.check(); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.exports[cfg.Name] != nil {
-		return nil, errs.New(errs.Exists, "an NBD export %q is being served already", cfg.Name)
+		return nil, nil, errs.New(errs.Exists, "an NBD export %q is being served already", cfg.Name)
 	}
-	e := &Export{server: s, backend: b, cfg: cfg, size: cfg.Size, conns: map[*conn]struct{}{}}
+	e = &Export{
+		server: s, backend: b, cfg: cfg, size: cfg.Size,
+		conns: map[*conn]struct{}{}, removed: make(chan struct{}),
+	}
+	resume = e.suspend()
 	s.exports[cfg.Name] = e
-	return e, nil
+	return e, resume, nil
 }
 
 func (s *Server) forget(e *Export) {

@@ -165,13 +165,22 @@ func (h applyJob) Do(ctx context.Context, run *job.Run) error {
 	if err := run.Flush(ctx); err != nil {
 		return err
 	}
-	if err := a.s.store.Update(ctx, a.end); err != nil {
+	if err := a.commit(ctx); err != nil {
 		return err
 	}
-	a.close() // clients may connect when the job is successful, not later
-	a.s.serveByID(context.WithoutCancel(ctx), a.params.Volumes...)
 	a.s.fillSoon()
 	return nil
+}
+
+// commit ends the job, and gives its volumes to everybody.
+func (a *application) commit(ctx context.Context) error {
+	rollers := map[string]volume.Roller{}
+	for i, v := range a.volumes {
+		if r := a.open[i].roller; r != nil {
+			rollers[v.ID] = r
+		}
+	}
+	return handOver(rollers, func() error { return a.s.store.Update(ctx, a.end) })
 }
 
 // overwrite gives the i-th volume the content of its point.

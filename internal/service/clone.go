@@ -136,27 +136,57 @@ func (s *Service) finishNewVolumes(ctx context.Context, run *job.Run, ids ...str
 }
 
 // finishNew is finishNewVolumes with more to do in the same transaction.
-func (s *Service) finishNew(ctx context.Context, run *job.Run, ids []string, also func(tx Tx) error) error {
+func (s *Service) finishNew(ctx context.Context, run *job.Run, ids []string, also func(tx Tx) error) (err error) {
 	if err := run.Flush(ctx); err != nil {
 		return err
 	}
-	err := s.store.Update(ctx, func(tx Tx) error {
-		if err := also(tx); err != nil {
-			return err
+	rollers := map[string]volume.Roller{}
+	defer func() {
+		for _, r := range rollers {
+			err = errors.Join(err, r.Close())
 		}
-		err := changeVolumes(tx, ids, func(v *Volume) {
-			v.Status, v.StatusTime, v.Transition = VolumeAvailable, s.now(), ""
-		})
-		if err != nil {
-			return err
-		}
-		return s.finish(tx, run, job.Outcome{Status: job.Successful})
-	})
-	if err == nil {
-		// The job's end fences this run off, so not with its ctx.
-		s.serveByID(context.WithoutCancel(ctx), ids...)
+	}()
+	if err := s.openNew(ctx, rollers, ids); err != nil {
+		return err
 	}
-	return err
+	return handOver(rollers, func() error {
+		return s.store.Update(ctx, func(tx Tx) error {
+			if err := also(tx); err != nil {
+				return err
+			}
+			err := changeVolumes(tx, ids, func(v *Volume) {
+				v.Status, v.StatusTime, v.Transition = VolumeAvailable, s.now(), ""
+			})
+			if err != nil {
+				return err
+			}
+			return s.finish(tx, run, job.Outcome{Status: job.Successful})
+		})
+	})
+}
+
+// openNew opens those of new volumes that are live. Some may be open when it
+// fails.
+func (s *Service) openNew(ctx context.Context, rollers map[string]volume.Roller, ids []string) error {
+	var volumes []Volume
+	err := s.store.View(ctx, func(tx Tx) (err error) {
+		volumes, err = loadVolumes(tx, ids)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	for _, v := range volumes {
+		if !s.isLive(v) {
+			continue
+		}
+		r, err := s.lives.OpenRoller(ctx, v.spec(), false)
+		if err != nil {
+			return fmt.Errorf("open volume %s: %w", v.ID, err)
+		}
+		rollers[v.ID] = r
+	}
+	return nil
 }
 
 // Undo removes the volume.

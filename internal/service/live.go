@@ -2,6 +2,8 @@ package service
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -112,6 +114,17 @@ func (s *Service) serveByID(ctx context.Context, ids ...string) {
 	for _, v := range volumes {
 		s.serve(ctx, v)
 	}
+}
+
+// handOver runs commit, which ends the job that has live volumes open, by id.
+// They are everybody's when the job is seen to be successful, not a moment
+// later.
+func handOver(rollers map[string]volume.Roller, commit func() error) error {
+	for _, id := range slices.Backward(slices.Sorted(maps.Keys(rollers))) {
+		inner := commit
+		commit = func() error { return rollers[id].End(inner) }
+	}
+	return commit()
 }
 
 // refuseConnected refuses what must not happen to volumes under connected

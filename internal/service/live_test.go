@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"strings"
+	"sync"
 	"testing"
 
 	"cairn/internal/engine"
@@ -29,7 +30,17 @@ func (t tree) Differs(context.Context, volume.Tree, int64) (extent.Range, error)
 }
 
 // liveDriver is the other half of a managed driver whose volumes are live.
-type liveDriver struct{ *driver }
+type liveDriver struct {
+	*driver
+	rollers *rollers
+}
+
+// rollers is who has live volumes to themselves in one process.
+type rollers struct {
+	taken map[string]bool
+	// alone is called when a roller is closed that End did not close.
+	alone func(volumeID string)
+}
 
 func (d liveDriver) Serve(context.Context, volume.Spec) error {
 	return d.f.do("Serve", func() error { return nil })
@@ -57,10 +68,11 @@ func (d liveDriver) Clone(_ context.Context, s volume.Spec, t volume.Tree) error
 	return d.f.do("Clone", func() error { return d.become(s, t) })
 }
 
-// roller is a live volume held for a rollback.
+// roller is a live volume that nobody else may use.
 type roller struct {
-	d liveDriver
-	s volume.Spec
+	d    liveDriver
+	s    volume.Spec
+	once *sync.Once
 }
 
 func (d liveDriver) OpenRoller(_ context.Context, s volume.Spec, force bool) (r volume.Roller, err error) {
@@ -70,7 +82,11 @@ func (d liveDriver) OpenRoller(_ context.Context, s volume.Spec, force bool) (r 
 		if d.busy[s.ID] && !force {
 			return errs.New(errs.Conflict, "volume %s has clients", s.ID)
 		}
-		r = roller{d, s}
+		if d.rollers.taken[s.ID] {
+			return errs.New(errs.Busy, "volume %s is taken", s.ID)
+		}
+		d.rollers.taken[s.ID] = true
+		r = roller{d, s, new(sync.Once)}
 		return nil
 	})
 	return r, err
@@ -80,7 +96,31 @@ func (r roller) Roll(_ context.Context, t, _ volume.Tree) (volume.Rolled, error)
 	return volume.Rolled{}, r.d.f.do("Roll", func() error { return r.d.become(r.s, t) })
 }
 
-func (r roller) Close() error { return nil }
+func (r roller) End(commit func() error) error {
+	err := commit()
+	if err == nil {
+		r.free()
+	}
+	return err
+}
+
+func (r roller) Close() error {
+	if r.free() && r.d.rollers.alone != nil {
+		r.d.rollers.alone(r.s.ID)
+	}
+	return nil
+}
+
+// free lets others have the volume; false: they had it already.
+func (r roller) free() (was bool) {
+	r.once.Do(func() {
+		r.d.mu.Lock()
+		defer r.d.mu.Unlock()
+		delete(r.d.rollers.taken, r.s.ID)
+		was = true
+	})
+	return was
+}
 
 func (d liveDriver) Base(_ context.Context, s volume.Spec) (string, error) {
 	d.mu.Lock()
@@ -223,4 +263,35 @@ func TestStuckApplyKeepsBases(t *testing.T) {
 		t.Errorf("delete of a point that a volume comes from: %v", err)
 	}
 	p.wantBasesPinned()
+}
+
+// Whoever sees that a job is successful may use its volumes: they are given
+// back with its end, not after it.
+func TestVolumesAreFreeAtTheEnd(t *testing.T) {
+	w := newWorld(t)
+	w.live = true
+	p := w.prepare(nil)
+	p.rollers.alone = func(id string) {
+		err := p.store.View(context.Background(), func(tx service.Tx) error {
+			v, err := tx.Volume("", id)
+			if err == nil && v.Status == service.VolumeAvailable && v.Transition == "" {
+				t.Errorf("volume %s was available while a job had it", id)
+			}
+			return err
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	p.run()
+	defer p.stop()
+	v := p.volumes(3)
+	points := []string{p.point(v[0]), p.point(v[1])}
+	p.good(p.apply(points...))
+	p.good(p.clone(points[0]))
+	p.mover.mu.Lock()
+	p.mover.damaged[points[1]] = true
+	p.mover.mu.Unlock()
+	j, err := p.apply(points...)
+	p.bad("", j, err)
 }

@@ -155,8 +155,8 @@ type Export struct {
 	Missing int64
 }
 
-// Roller is a volume held for a rollback: nobody else uses it and no client is
-// connected until Close.
+// Roller is a volume held for a rollback, or to be handed over when it is new:
+// nobody else uses it and no client is connected until End or Close.
 type Roller interface {
 	// Roll makes the volume's content that of tree, in one durable step: a
 	// crash leaves the old content or the new one. What may differ from it comes
@@ -165,6 +165,12 @@ type Roller interface {
 	// and what differs between the trees are swapped. Bytes beyond the tree's end
 	// become zeros. Running it twice is harmless.
 	Roll(ctx context.Context, tree, from Tree) (Rolled, error)
+	// End runs commit while everybody who wants the volume waits, clients too.
+	// If it succeeds the volume is theirs, and served: nobody is refused once
+	// what commit did can be seen. Of several volumes those with lesser ids are
+	// ended around the others.
+	End(commit func() error) error
+	// Close may be called more than once, and after End.
 	Close() error
 }
 

@@ -43,8 +43,11 @@ func (d *Driver) OpenRoller(ctx context.Context, s volume.Spec, force bool) (vol
 	return &roller{x, force}, nil
 }
 
+// End; see volume.Roller.
+func (r *roller) End(commit func() error) error { return r.end(commit) }
+
 // Roll; see volume.Roller. tree must stay readable; see Clone. After a forced
-// one the volume is not served until Serve.
+// one the volume is not served until End or Serve.
 func (r *roller) Roll(ctx context.Context, tree, from volume.Tree) (done volume.Rolled, err error) {
 	v := r.v
 	v.op.Lock()

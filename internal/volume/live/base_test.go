@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -40,6 +41,73 @@ func TestRepositoryIsAway(t *testing.T) {
 	ok(t, v.read(ctx, got, 0))
 	copy(content[8192:], page)
 	same(t, "clone", got, content)
+	ok(t, d.Close())
+}
+
+// Whoever comes while a rollback is committed waits: a job, and a client.
+func TestEndHandsOver(t *testing.T) {
+	server := nbd.NewServer(nbd.Limits{}, nil)
+	path := filepath.Join(t.TempDir(), "nbd.sock")
+	stop := serve(t, server, path)
+	defer stop()
+	f := newForest()
+	c := config(foldertest.InMemory(t), f)
+	c.Server, c.URIs = server, func(name string) []string { return []string{name} }
+	d := open(t, c)
+	ctx := t.Context()
+	s := volume.Spec{ID: "vol-A", SizeBytes: 1 << 20}
+	ok(t, d.Create(ctx, s))
+	content := bytes.Repeat([]byte("tree"), 1<<18)
+	to, err := f.Open(ctx, f.plant(content))
+	ok(t, err)
+	defer to.Close()
+	for round := range 3 {
+		r, err := d.OpenRoller(ctx, s, false)
+		ok(t, err)
+		_, err = r.Roll(ctx, to, nil)
+		ok(t, err)
+		if _, err := d.Freeze(ctx, "early", []volume.Spec{s}, nil); !errs.Is(err, errs.Busy) {
+			t.Fatalf("freeze during a rollback: %v", err)
+		}
+		refused := errors.New("the database is away")
+		if err := r.End(func() error { return refused }); !errors.Is(err, refused) {
+			t.Fatalf("end: %v", err)
+		}
+		if _, err := d.Freeze(ctx, "early", []volume.Spec{s}, nil); !errs.Is(err, errs.Busy) {
+			t.Fatalf("freeze after an end that failed: %v", err)
+		}
+		var others sync.WaitGroup
+		var committed atomic.Bool
+		ok(t, r.End(func() error {
+			others.Go(func() {
+				in, err := d.Freeze(ctx, "h", []volume.Spec{s}, nil)
+				if err != nil || !committed.Load() {
+					t.Errorf("round %d: freeze after the commit: %v, %v", round, committed.Load(), err)
+				}
+				if err == nil {
+					ok(t, in.Close())
+				}
+			})
+			others.Go(func() {
+				cl, err := nbd.Dial(ctx, nbd.URI{Network: "unix", Address: path, Export: "vol-A"}, nbd.Options{})
+				if err != nil || !committed.Load() {
+					t.Errorf("round %d: client after the commit: %v, %v", round, committed.Load(), err)
+				}
+				if err == nil {
+					cl.Close()
+				}
+			})
+			time.Sleep(20 * time.Millisecond)
+			committed.Store(true)
+			return nil
+		}))
+		others.Wait()
+		ok(t, r.Close())
+		for e, err := d.Exported(ctx, s); e.Clients > 0; e, err = d.Exported(ctx, s) {
+			ok(t, err)
+			time.Sleep(time.Millisecond) // the server learns late that a client left
+		}
+	}
 	ok(t, d.Close())
 }
 

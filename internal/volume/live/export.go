@@ -25,9 +25,6 @@ func exportName(id string, generation uint64) string {
 
 // Serve lets clients connect to a volume. Serving it twice is harmless.
 func (d *Driver) Serve(ctx context.Context, s volume.Spec) error {
-	if d.cfg.Server == nil {
-		return nil
-	}
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -41,20 +38,29 @@ func (d *Driver) Serve(ctx context.Context, s volume.Spec) error {
 }
 
 func (v *vol) serve() error {
-	if v.served.Load() != nil || v.closed {
-		return nil
+	resume, err := v.serveSuspended()
+	if err == nil {
+		resume()
+	}
+	return err
+}
+
+// serveSuspended lets clients connect, who wait until resume.
+func (v *vol) serveSuspended() (resume func(), err error) {
+	if v.served.Load() != nil || v.closed || v.d.cfg.Server == nil {
+		return func() {}, nil
 	}
 	name := exportName(v.id, v.generation)
-	e, err := v.d.cfg.Server.Add(nbd.ExportConfig{
+	e, resume, err := v.d.cfg.Server.AddSuspended(nbd.ExportConfig{
 		Name: name, Size: v.view.Load().size,
 		MultiConn: true, CanTrim: true, CanZero: true, CanFastZero: true, CanCache: true,
 		Contexts: []string{nbd.BaseAllocation}, BlockSize: nbd.BlockSize{Preferred: pageSize},
 	}, backend{v})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	v.served.Store(&served{e, name})
-	return nil
+	return resume, nil
 }
 
 // unserve ends all connections to a volume and takes no new ones.

@@ -17,6 +17,34 @@ type exclusive struct {
 	once   sync.Once
 }
 
+// end; see volume.Roller.End. If commit fails the volume stays excluded.
+func (x *exclusive) end(commit func() error) error {
+	v := x.v
+	v.op.Lock()
+	defer v.op.Unlock()
+	if v.served.Load() == nil {
+		resume, err := v.serveSuspended()
+		if err != nil {
+			v.d.log.Error("serve a volume; clients cannot connect to it", "volume", v.id, "error", err)
+		} else {
+			x.resume = resume
+		}
+	}
+	if err := commit(); err != nil {
+		return err
+	}
+	x.giveBack()
+	return nil
+}
+
+// giveBack is called with op held.
+func (x *exclusive) giveBack() {
+	x.once.Do(func() {
+		x.v.taken = false
+		x.resume()
+	})
+}
+
 // exclude waits for nobody. errs.Busy: a job reads or overwrites the volume;
 // errs.Conflict: a client is connected, whose connection force ends.
 func (d *Driver) exclude(ctx context.Context, s volume.Spec, force bool) (*exclusive, error) {
@@ -44,12 +72,9 @@ func (d *Driver) exclude(ctx context.Context, s volume.Spec, force bool) (*exclu
 
 // Close may be called more than once.
 func (x *exclusive) Close() error {
-	x.once.Do(func() {
-		x.v.op.Lock()
-		defer x.v.op.Unlock()
-		x.v.taken = false
-		x.resume()
-	})
+	x.v.op.Lock()
+	defer x.v.op.Unlock()
+	x.giveBack()
 	return nil
 }
 
