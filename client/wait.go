@@ -7,8 +7,9 @@ import (
 	"time"
 )
 
-// Bounds of WaitJob.
+// Bounds of WaitJob and WaitFilled.
 const (
+	pollFill  = 100 * time.Millisecond // of WaitFilled, which has no events
 	pollBusy  = 500 * time.Millisecond // while somebody watches, or without events
 	pollQuiet = 5 * time.Second        // beside events: only in case one was lost
 	patience  = 60 * time.Second       // how long an unreachable server is asked again
@@ -98,6 +99,41 @@ func (w *waiting) end(ctx context.Context) (Job, error) {
 			silentSince = time.Now()
 		case time.Since(silentSince) > patience:
 			return w.last, err
+		}
+	}
+}
+
+// WaitFilled returns the volume once it needs nothing of the repository any
+// more: all of its bytes are its own, durably. watch, if not nil, is called
+// with the states it learns of. A server that cannot be reached is asked again
+// for a minute. Ending ctx stops the waiting, not the filling.
+func (c *Client) WaitFilled(ctx context.Context, id string, watch func(Volume)) (Volume, error) {
+	var last Volume
+	var silentSince time.Time // zero while the server answers
+	for {
+		v, err := c.Volume(ctx, id)
+		switch {
+		case err == nil:
+			last, silentSince = v, time.Time{}
+			if watch != nil {
+				watch(v)
+			}
+			if v.MissingBytes == 0 {
+				return v, nil
+			}
+		case ctx.Err() != nil:
+			return last, ctx.Err()
+		case last.ID == "" || !maybeRestarting(err):
+			return last, err
+		case silentSince.IsZero():
+			silentSince = time.Now()
+		case time.Since(silentSince) > patience:
+			return last, err
+		}
+		select {
+		case <-ctx.Done():
+			return last, ctx.Err()
+		case <-time.After(pollFill):
 		}
 	}
 }

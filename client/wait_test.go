@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -165,5 +166,53 @@ func TestScrubReport(t *testing.T) {
 		if _, ok := (client.Job{Extra: extra}).ScrubReport(); ok {
 			t.Errorf("%q passes as a report", extra)
 		}
+	}
+}
+
+// volumeServer has one volume of which each look finds less missing.
+type volumeServer struct {
+	missing int64
+	looks   int
+	// fail answers a look instead; nil: none does.
+	fail func(look int, w http.ResponseWriter) bool
+}
+
+func (s *volumeServer) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
+	s.looks++
+	if s.fail != nil && s.fail(s.looks, w) {
+		return
+	}
+	_ = json.NewEncoder(w).Encode(client.VolumePage{Volumes: []client.Volume{{ID: "vol-1", MissingBytes: s.missing}}, TotalCount: 1})
+	s.missing = max(s.missing-10, 0)
+}
+
+func TestWaitFilled(t *testing.T) {
+	away := func(look int, _ http.ResponseWriter) bool {
+		if look == 2 || look == 3 {
+			panic(http.ErrAbortHandler)
+		}
+		return false
+	}
+	var seen []int64
+	v, err := dial(t, &volumeServer{missing: 20, fail: away}).WaitFilled(t.Context(), "vol-1", func(v client.Volume) { seen = append(seen, v.MissingBytes) })
+	if err != nil || v.ID != "vol-1" || !slices.Equal(seen, []int64{20, 10, 0}) {
+		t.Errorf("%+v, %v, saw %v", v, err, seen)
+	}
+	if v, err := dial(t, &volumeServer{}).WaitFilled(t.Context(), "vol-1", nil); err != nil || v.ID != "vol-1" {
+		t.Errorf("nothing missing: %+v, %v", v, err)
+	}
+	gone := func(look int, w http.ResponseWriter) bool {
+		if look > 1 {
+			w.WriteHeader(http.StatusNotFound)
+		}
+		return look > 1
+	}
+	if v, err := dial(t, &volumeServer{missing: 20, fail: gone}).WaitFilled(t.Context(), "vol-1", nil); !client.IsStatus(err, http.StatusNotFound) || v.ID != "vol-1" {
+		t.Errorf("deleted meanwhile: %+v, %v", v, err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	stop := func(client.Volume) { cancel() }
+	if v, err := dial(t, &volumeServer{missing: 1 << 40}).WaitFilled(ctx, "vol-1", stop); !errors.Is(err, context.Canceled) || v.MissingBytes != 1<<40 {
+		t.Errorf("stopped: %+v, %v", v, err)
 	}
 }

@@ -48,7 +48,12 @@ func (f *fake) listVolumes(r *http.Request) any {
 			continue
 		}
 		if chosen(r, "volumes", v.ID) && chosen(r, "status", v.Status) && chosen(r, "volume_type", fmt.Sprint(v.Type)) && found(r, v.ID, v.Name) {
-			rows = append(rows, v)
+			shown := *v
+			rows = append(rows, &shown)
+			v.MissingBytes -= v.MissingBytes / 2
+			if v.MissingBytes == 1 {
+				v.MissingBytes = 0
+			}
 		}
 	}
 	return map[string]any{"volumes": page(r, rows, 10), "total_count": len(rows)}
@@ -216,6 +221,7 @@ func (f *fake) createFrom(r *http.Request) any {
 		return no
 	}
 	v := f.addVolume(text(decode(r), "volume_name"), 1<<30)
+	v.MissingBytes = 64 // each look at it halves that
 	return f.start("CreateVolumeFromSnapshot", v.Name, []string{v.ID})
 }
 

@@ -146,7 +146,7 @@ type volumeObject struct {
 	Zone             string         `json:"zone"`
 	NBDURIs          []string       `json:"nbd_uris" nullable:"false" doc:"where clients connect to a managed volume; those of the unix socket are shown on the unix socket only"`
 	Clients          int            `json:"clients" doc:"connections of NBD clients now"`
-	MissingBytes     int64          `json:"missing_bytes" doc:"of a clone or a rolled back volume: bytes that are still to be fetched from the repository; it is usable all the same"`
+	MissingBytes     int64          `json:"missing_bytes" doc:"of a clone or a rolled back volume: bytes that are still to be fetched from the repository, or to be made durable; it is usable all the same"`
 }
 
 // newVolumeObject encodes v; only a local caller learns paths of the server.

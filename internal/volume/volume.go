@@ -151,7 +151,8 @@ type Source interface {
 type Export struct {
 	URIs    []string // NBD, that of the unix socket first; none: not served
 	Clients int      // connected now
-	// Missing bytes are still to be fetched from the repository.
+	// Missing bytes are still to be fetched from the repository, or to be made
+	// durable; 0: the volume is independent of it.
 	Missing int64
 }
 

@@ -323,7 +323,7 @@ func (s *cairnSession) restore(ctx context.Context) (u usage, err error) {
 	// One command, so that it is measured as one.
 	script := `set -e
 clone=$("$1" --server "$2" -o json snapshot create-volume "$3" --name restored --wait | jq -r '.resource_ids[0]')
-until [ "$("$1" --server "$2" -o json volume show "$clone" | jq .missing_bytes)" = 0 ]; do sleep 0.1; done
+"$1" --server "$2" volume wait "$clone" >&2
 printf %s "$clone"`
 	u, out, err := measured(ctx, s.dir, s.server.Process.Pid, nil, "bash", "-c", script, "bash",
 		s.binary, s.address(), s.points[len(s.points)-1])

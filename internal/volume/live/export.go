@@ -89,7 +89,8 @@ func (d *Driver) Exported(ctx context.Context, s volume.Spec) (e volume.Export, 
 		return e, err
 	}
 	if w := v.view.Load(); w.base != nil {
-		e.Missing = min(w.tree.count()*clusterSize, w.size)
+		// Until the base is let go of, durably, something is missing.
+		e.Missing = min(max(w.tree.count(), 1)*clusterSize, w.size)
 	}
 	if s := v.served.Load(); s != nil {
 		e.URIs, e.Clients = d.cfg.URIs(s.name), s.Connections()
