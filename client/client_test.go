@@ -78,8 +78,8 @@ func TestEveryCallOnTheWire(t *testing.T) {
 		{"apply", func(ctx context.Context, c *client.Client) (any, error) { return c.ApplySnapshots(ctx, "ss-1", "ss-2") },
 			call{"POST", "/v2/zone/z1/volume_snapshots/apply", `{"snapshots":["ss-1","ss-2"]}`}},
 		{"create volume from", func(ctx context.Context, c *client.Client) (any, error) {
-			return c.CreateVolumeFromSnapshot(ctx, "ss-1", "n")
-		}, call{"POST", "/v2/zone/z1/volume_snapshots/create_volume/ss-1", `{"volume_name":"n"}`}},
+			return c.CreateVolumeFromSnapshot(ctx, "ss-1", client.CloneSnapshot{VolumeName: "n", OnDemand: true})
+		}, call{"POST", "/v2/zone/z1/volume_snapshots/create_volume/ss-1", `{"on_demand":true,"volume_name":"n"}`}},
 		{"capture instance", func(ctx context.Context, c *client.Client) (any, error) {
 			return c.CaptureInstanceFromSnapshot(ctx, "ss-1", "n")
 		}, call{"POST", "/v2/zone/z1/volume_snapshots/capture_instance/ss-1", `{"image_name":"n"}`}},
@@ -97,6 +97,16 @@ func TestEveryCallOnTheWire(t *testing.T) {
 		}, call{"POST", "/v2/zone/z1/volumes/register", `{"path":"/a","volume_name":"n"}`}},
 		{"resize", func(ctx context.Context, c *client.Client) (any, error) { return c.ResizeVolumes(ctx, 4096, "vol-1") },
 			call{"POST", "/v2/zone/z1/volumes/resize", `{"size_bytes":4096,"volumes":["vol-1"]}`}},
+		{"fill", func(ctx context.Context, c *client.Client) (any, error) {
+			return nil, c.FillVolumes(ctx, "vol-1", "vol-2")
+		}, call{"POST", "/v2/zone/z1/volumes/fill", `{"volumes":["vol-1","vol-2"]}`}},
+		{"serve", func(ctx context.Context, c *client.Client) (any, error) {
+			_, err := c.ServeSnapshot(ctx, "ss-1")
+			return nil, err
+		}, call{"POST", "/v2/zone/z1/volume_snapshots/serve/ss-1", ""}},
+		{"unserve", func(ctx context.Context, c *client.Client) (any, error) {
+			return nil, c.UnserveSnapshot(ctx, "ss-1", true)
+		}, call{"DELETE", "/v2/zone/z1/volume_snapshots/serve/ss-1?force=1", ""}},
 		{"delete volumes", func(ctx context.Context, c *client.Client) (any, error) {
 			return c.DeleteVolumes(ctx, "vol-1", "vol-2")
 		},
@@ -149,8 +159,8 @@ func TestObjectsRoundTrip(t *testing.T) {
 		into any
 		wire string
 	}{
-		{&client.SnapshotPage{}, `{"snapshots":[{"snapshot_id":"ss-1","snapshot_name":"n","description":"","snapshot_type":"IS_FULL","status":"available","transition_status":"","create_time":"2016-07-15T16:20:05Z","status_time":"2016-07-15T16:20:05Z","snapshot_time":"","is_taken":1,"is_head":0,"head_chain":1,"root_id":"ss-1","parent_id":"self","size":1,"total_size":2,"total_count":3,"lastest_snapshot_time":"2016-07-15T16:20:05Z","resource":{"resource_id":"vol-1","resource_type":"volume","resource_name":"x"},"virtual_size":1048576,"size_bytes":77,"unique_bytes":0,"progress":0.5,"consistency":"crash","group_id":"g","cbt":"scan","reason":"first","damaged":0,"tags":[]}],"total_count":1}`},
-		{&client.VolumePage{}, `{"volumes":[{"volume_id":"vol-1","volume_name":"n","volume_type":2,"description":"","size":1,"size_bytes":77,"status":"available","transition_status":"","create_time":"2016-07-15T16:20:05Z","status_time":"","instance":{"device":"","instance_id":"","instance_name":""},"driver":"registered","path":"/a","mixed_job":"","zone":"ac1","nbd_uris":["nbd://h/v"],"clients":2,"missing_bytes":3}],"total_count":1}`},
+		{&client.SnapshotPage{}, `{"snapshots":[{"snapshot_id":"ss-1","snapshot_name":"n","description":"","snapshot_type":"IS_FULL","status":"available","transition_status":"","create_time":"2016-07-15T16:20:05Z","status_time":"2016-07-15T16:20:05Z","snapshot_time":"","is_taken":1,"is_head":0,"head_chain":1,"root_id":"ss-1","parent_id":"self","size":1,"total_size":2,"total_count":3,"lastest_snapshot_time":"2016-07-15T16:20:05Z","resource":{"resource_id":"vol-1","resource_type":"volume","resource_name":"x"},"virtual_size":1048576,"size_bytes":77,"unique_bytes":0,"progress":0.5,"consistency":"crash","group_id":"g","cbt":"scan","reason":"first","damaged":0,"tags":[],"nbd_uris":["nbd://h/ss-1"],"clients":1}],"total_count":1}`},
+		{&client.VolumePage{}, `{"volumes":[{"volume_id":"vol-1","volume_name":"n","volume_type":2,"description":"","size":1,"size_bytes":77,"status":"available","transition_status":"","create_time":"2016-07-15T16:20:05Z","status_time":"","instance":{"device":"","instance_id":"","instance_name":""},"driver":"registered","path":"/a","mixed_job":"","zone":"ac1","nbd_uris":["nbd://h/v"],"clients":2,"missing_bytes":3,"on_demand":1}],"total_count":1}`},
 		{&client.JobPage{}, `{"jobs":[{"job_id":"j","id_prefix":"","action":"CreateSnapshots","request_id":"r","status":"failed","create_time":"2016-07-15T16:20:05Z","begin_time":"","finished_time":"","info":"i","extra":"","zone":"ac1","resource_ids":["ss-1"],"progress":0.25,"done_bytes":1,"total_bytes":4,"error":{"code":"5000","message":"m"}}],"total_count":1}`},
 		{&client.DeletePlan{}, `{"snapshots":["ss-1"],"freed_bytes":5}`},
 	}

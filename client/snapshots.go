@@ -179,13 +179,18 @@ func (c *Client) apply(ctx context.Context, body map[string]any) (Job, error) {
 	return c.job(ctx, request{method: http.MethodPost, path: []string{snapshotsPath, "apply"}, body: body})
 }
 
+// CloneSnapshot says what volume is made of a point.
+type CloneSnapshot struct {
+	VolumeName string `json:"volume_name"`
+	// OnDemand leaves the bytes in the repository until somebody reads them, or
+	// FillVolumes.
+	OnDemand bool `json:"on_demand,omitempty"`
+}
+
 // CreateVolumeFromSnapshot starts the job that makes a volume with the point's
 // content; the job's ResourceIDs hold its id.
-func (c *Client) CreateVolumeFromSnapshot(ctx context.Context, id, volumeName string) (Job, error) {
-	return c.job(ctx, request{
-		method: http.MethodPost, path: []string{snapshotsPath, "create_volume", id},
-		body: map[string]any{"volume_name": volumeName},
-	})
+func (c *Client) CreateVolumeFromSnapshot(ctx context.Context, id string, in CloneSnapshot) (Job, error) {
+	return c.job(ctx, request{method: http.MethodPost, path: []string{snapshotsPath, "create_volume", id}, body: in})
 }
 
 // CaptureInstanceFromSnapshot starts the job that makes an image of an
@@ -219,6 +224,24 @@ func (c *Client) RenameSnapshot(ctx context.Context, id string, in Rename) error
 	return c.call(ctx, request{
 		method: http.MethodPut, path: []string{snapshotsPath, id}, body: in.body("snapshot_name"),
 	}, nil)
+}
+
+// ServeSnapshot lets NBD clients read a point, which cannot be deleted then,
+// until UnserveSnapshot. Serving it twice is harmless.
+func (c *Client) ServeSnapshot(ctx context.Context, id string) (Served, error) {
+	var out Served
+	err := c.call(ctx, request{method: http.MethodPost, path: []string{snapshotsPath, "serve", id}}, &out)
+	return out, err
+}
+
+// UnserveSnapshot ends that. Connected clients are a conflict (IsStatus 409),
+// unless force ends their connections.
+func (c *Client) UnserveSnapshot(ctx context.Context, id string, force bool) error {
+	q := url.Values{}
+	if force {
+		q.Set("force", "1")
+	}
+	return c.call(ctx, request{method: http.MethodDelete, path: []string{snapshotsPath, "serve", id}, query: q}, nil)
 }
 
 // ExportSnapshot opens a stream of the point's content.

@@ -125,6 +125,15 @@ type Snapshot struct {
 	Reason      string   `json:"reason"`      // why it is full or incremental
 	Damaged     Flag     `json:"damaged"`     // bytes of it are missing or wrong
 	Tags        []string `json:"tags"`
+	NBDURIs     []string `json:"nbd_uris"` // where clients read it, if it is served
+	Clients     int      `json:"clients"`  // connections to it now
+}
+
+// Served is where a point is read by NBD clients.
+type Served struct {
+	SnapshotID string   `json:"snapshot_id"`
+	NBDURIs    []string `json:"nbd_uris"`
+	Clients    int      `json:"clients"`
 }
 
 // IsFull reports whether the snapshot is the full of its chain.
@@ -162,13 +171,14 @@ type Volume struct {
 	CreateTime       Time       `json:"create_time"`
 	StatusTime       Time       `json:"status_time"`
 	Instance         Attachment `json:"instance"`
-	Driver           string     `json:"driver"`         // managed or registered
-	Path             string     `json:"path,omitempty"` // of a registered one; only over the unix socket
+	Driver           string     `json:"driver"`         // managed, registered or nbd
+	Path             string     `json:"path,omitempty"` // of one that is not managed: path or NBD URI; only over the unix socket
 	MixedJob         string     `json:"mixed_job"`      // an apply that began to write and has not finished
 	Zone             string     `json:"zone"`
 	NBDURIs          []string   `json:"nbd_uris"`      // where clients connect to a managed one
 	Clients          int        `json:"clients"`       // connections now
 	MissingBytes     int64      `json:"missing_bytes"` // still to be fetched from the repository
+	OnDemand         Flag       `json:"on_demand"`     // only when somebody reads them
 }
 
 // VolumePage is one page of volumes.

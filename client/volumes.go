@@ -110,6 +110,15 @@ func (c *Client) ResizeVolumes(ctx context.Context, sizeBytes int64, ids ...stri
 	})
 }
 
+// FillVolumes lets what volumes that are read on demand still need of the
+// repository be fetched in the background; WaitFilled waits for that.
+func (c *Client) FillVolumes(ctx context.Context, ids ...string) error {
+	return c.call(ctx, request{
+		method: http.MethodPost, path: []string{volumesPath, "fill"},
+		body: map[string]any{"volumes": ids},
+	}, nil)
+}
+
 // DeleteVolumes starts the job that deletes volumes; their snapshots survive.
 // A registered volume is only forgotten.
 func (c *Client) DeleteVolumes(ctx context.Context, ids ...string) (Job, error) {

@@ -103,10 +103,14 @@ func (w *waiting) end(ctx context.Context) (Job, error) {
 	}
 }
 
+// ErrOnDemand says that a volume is not being filled, before FillVolumes.
+var ErrOnDemand = errors.New("it is read on demand and nobody fills it")
+
 // WaitFilled returns the volume once it needs nothing of the repository any
 // more: all of its bytes are its own, durably. watch, if not nil, is called
 // with the states it learns of. A server that cannot be reached is asked again
-// for a minute. Ending ctx stops the waiting, not the filling.
+// for a minute. Ending ctx stops the waiting, not the filling. ErrOnDemand:
+// nobody fills it.
 func (c *Client) WaitFilled(ctx context.Context, id string, watch func(Volume)) (Volume, error) {
 	var last Volume
 	var silentSince time.Time // zero while the server answers
@@ -118,8 +122,11 @@ func (c *Client) WaitFilled(ctx context.Context, id string, watch func(Volume)) 
 			if watch != nil {
 				watch(v)
 			}
-			if v.MissingBytes == 0 {
+			switch {
+			case v.MissingBytes == 0:
 				return v, nil
+			case bool(v.OnDemand):
+				return v, ErrOnDemand
 			}
 		case ctx.Err() != nil:
 			return last, ctx.Err()

@@ -171,8 +171,9 @@ func TestScrubReport(t *testing.T) {
 
 // volumeServer has one volume of which each look finds less missing.
 type volumeServer struct {
-	missing int64
-	looks   int
+	missing  int64
+	onDemand client.Flag
+	looks    int
 	// fail answers a look instead; nil: none does.
 	fail func(look int, w http.ResponseWriter) bool
 }
@@ -182,7 +183,7 @@ func (s *volumeServer) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
 	if s.fail != nil && s.fail(s.looks, w) {
 		return
 	}
-	_ = json.NewEncoder(w).Encode(client.VolumePage{Volumes: []client.Volume{{ID: "vol-1", MissingBytes: s.missing}}, TotalCount: 1})
+	_ = json.NewEncoder(w).Encode(client.VolumePage{Volumes: []client.Volume{{ID: "vol-1", MissingBytes: s.missing, OnDemand: s.onDemand}}, TotalCount: 1})
 	s.missing = max(s.missing-10, 0)
 }
 
@@ -209,6 +210,9 @@ func TestWaitFilled(t *testing.T) {
 	}
 	if v, err := dial(t, &volumeServer{missing: 20, fail: gone}).WaitFilled(t.Context(), "vol-1", nil); !client.IsStatus(err, http.StatusNotFound) || v.ID != "vol-1" {
 		t.Errorf("deleted meanwhile: %+v, %v", v, err)
+	}
+	if v, err := dial(t, &volumeServer{missing: 20, onDemand: true}).WaitFilled(t.Context(), "vol-1", nil); !errors.Is(err, client.ErrOnDemand) || v.ID != "vol-1" {
+		t.Errorf("on demand: %+v, %v", v, err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	stop := func(client.Volume) { cancel() }

@@ -56,9 +56,14 @@ func (s *session) printConnection(v client.Volume) error {
 	default:
 		return errs.New(errs.Unavailable, "volume %s is not served; the server's log says why", v.ID)
 	}
-	uri := v.NBDURIs[0]
+	return s.printURIs(v.ID, v.NBDURIs, false)
+}
+
+// printURIs shows how programs use an export; the first URI is the best.
+func (s *session) printURIs(id string, uris []string, readOnly bool) error {
+	uri := uris[0]
 	if s.output == outputJSON {
-		return s.printJSON(connection{URI: uri, URIs: v.NBDURIs})
+		return s.printJSON(connection{URI: uri, URIs: uris})
 	}
 	u, err := url.Parse(uri)
 	if err != nil {
@@ -71,14 +76,27 @@ func (s *session) printConnection(v client.Volume) error {
 		kernel = fmt.Sprintf("nbd-client %s %s /dev/nbd0 -name %s -persist", u.Hostname(), u.Port(), name)
 		table = fmt.Sprintf("nbd0 %s %s port=%s,persist", u.Hostname(), name, u.Port())
 	}
+	drive, options := ",discard=unmap", ""
+	if readOnly {
+		drive, options = ",readonly=on", "ro,norecovery,"
+	}
 	return s.printPairs([]pair{
 		{"uri", uri},
-		{"qemu", "qemu-system-x86_64 … -drive file=" + quote(uri) + ",format=raw,if=virtio,discard=unmap"},
+		{"qemu", "qemu-system-x86_64 … -drive file=" + quote(uri) + ",format=raw,if=virtio" + drive},
 		{"kernel", kernel},
-		{"nbdfuse", "nbdfuse /mnt/" + v.ID + " " + quote(uri)},
+		{"nbdfuse", "nbdfuse " + mark(readOnly, "-r ") + "/mnt/" + id + " " + quote(uri)},
 		{"nbdtab", table},
-		{"fstab", "/dev/nbd0 /mnt ext4 _netdev,nofail,x-systemd.requires=nbd@nbd0.service 0 2"},
+		{"fstab", "/dev/nbd0 /mnt ext4 " + options + "_netdev,nofail,x-systemd.requires=nbd@nbd0.service 0 " + passOf(readOnly)},
 	})
+}
+
+// passOf is fstab's order of file system checks; what cannot be written to is
+// not checked.
+func passOf(readOnly bool) string {
+	if readOnly {
+		return "0"
+	}
+	return "2"
 }
 
 // quote makes a word of s for a shell.

@@ -50,7 +50,9 @@ func (f *fake) listVolumes(r *http.Request) any {
 		if chosen(r, "volumes", v.ID) && chosen(r, "status", v.Status) && chosen(r, "volume_type", fmt.Sprint(v.Type)) && found(r, v.ID, v.Name) {
 			shown := *v
 			rows = append(rows, &shown)
-			v.MissingBytes -= v.MissingBytes / 2
+			if !v.OnDemand {
+				v.MissingBytes -= v.MissingBytes / 2
+			}
 			if v.MissingBytes == 1 {
 				v.MissingBytes = 0
 			}
@@ -101,6 +103,17 @@ func (f *fake) resizeVolumes(r *http.Request) any {
 		f.volume(id).SizeBytes = size
 	}
 	return f.start("ResizeVolumes", "", list)
+}
+
+func (f *fake) fillVolumes(r *http.Request) any {
+	list := ids(decode(r), "volumes")
+	if no := f.noVolume(list); no != nil {
+		return no
+	}
+	for _, id := range list {
+		f.volume(id).OnDemand = false
+	}
+	return nil
 }
 
 func (f *fake) renameVolume(r *http.Request) any {
@@ -220,8 +233,11 @@ func (f *fake) createFrom(r *http.Request) any {
 	if no := f.noSnapshot([]string{r.PathValue("id")}); no != nil {
 		return no
 	}
-	v := f.addVolume(text(decode(r), "volume_name"), 1<<30)
-	v.MissingBytes = 64 // each look at it halves that
+	body := decode(r)
+	v := f.addVolume(text(body, "volume_name"), 1<<30)
+	v.MissingBytes = 64 // each look at it halves that, unless it is read on demand
+	v.OnDemand = body["on_demand"] == true
+	v.NBDURIs = []string{"nbd://127.0.0.1:10809/" + v.ID}
 	return f.start("CreateVolumeFromSnapshot", v.Name, []string{v.ID})
 }
 
@@ -237,6 +253,27 @@ func (f *fake) renameSnapshot(r *http.Request) any {
 	if _, ok := body["description"]; ok {
 		s.Description = text(body, "description")
 	}
+	return nil
+}
+
+func (f *fake) serve(r *http.Request, local bool) any {
+	s := f.snapshot(r.PathValue("id"))
+	if s == nil {
+		return refuse(404, "snapshot %s does not exist", r.PathValue("id"))
+	}
+	s.Clients, s.NBDURIs = 1, []string{"nbd://127.0.0.1:10809/" + s.ID}
+	if local {
+		s.NBDURIs = []string{"nbd+unix:///" + s.ID + "?socket=/d/nbd.sock"}
+	}
+	return client.Served{SnapshotID: s.ID, NBDURIs: s.NBDURIs, Clients: s.Clients}
+}
+
+func (f *fake) unserve(r *http.Request) any {
+	s := f.snapshot(r.PathValue("id"))
+	if s.Clients > 0 && r.FormValue("force") != "1" {
+		return refuse(409, "snapshot %s has 1 client connection(s)", s.ID)
+	}
+	s.Clients, s.NBDURIs = 0, []string{}
 	return nil
 }
 

@@ -12,9 +12,9 @@ import (
 )
 
 func (a *app) snapshotCommand() *cobra.Command {
-	return group("snapshot", "Snapshots: create, list, show, tree, rename, apply, create-volume, export, delete, undelete",
+	return group("snapshot", "Snapshots: create, list, show, tree, rename, apply, create-volume, serve, export, delete, undelete",
 		a.snapshotCreate(), a.snapshotList(), a.snapshotShow(), a.snapshotTree(), a.snapshotRename(),
-		a.snapshotApply(), a.snapshotCreateVolume(), a.snapshotExport(), a.snapshotDelete(), a.snapshotUndelete())
+		a.snapshotApply(), a.snapshotCreateVolume(), a.snapshotServe(), a.snapshotUnserve(), a.snapshotExport(), a.snapshotDelete(), a.snapshotUndelete())
 }
 
 func (a *app) snapshotCreate() *cobra.Command {
@@ -191,6 +191,8 @@ func (s *session) showSnapshot(ctx context.Context, id string) error {
 		{"consistency", v.Consistency},
 		{"changes by", v.CBT},
 		{"group", v.GroupID},
+		{"served at", strings.Join(v.NBDURIs, " ")},
+		{"clients", count(v.Clients)},
 		{"created", v.CreateTime.String()},
 		{"changed", v.StatusTime.String()},
 	})
@@ -259,27 +261,32 @@ connect), so that no client can go on with what it had in mind.`,
 }
 
 func (a *app) snapshotCreateVolume() *cobra.Command {
-	var name string
+	var in client.CloneSnapshot
 	var wait bool
 	cmd := &cobra.Command{
 		Use: "create-volume SNAPSHOT --name NAME", Short: "Make a new volume with a snapshot's content", Args: arity(1, 1),
+		Long: `Make a volume with a snapshot's content. It is usable when the job has ended,
+within moments; the server fetches its bytes from the repository in the
+background. With --on-demand it does not, and only what is read is fetched;
+cairn volume fill changes that.`,
 		ValidArgsFunction: a.completeSnapshots(1),
 		RunE: a.run(func(ctx context.Context, s *session, args []string) error {
-			if name == "" {
+			if in.VolumeName == "" {
 				return s.usage("--name is needed")
 			}
 			id, err := s.snapshot(ctx, args[0])
 			if err != nil {
 				return err
 			}
-			j, err := s.client.CreateVolumeFromSnapshot(ctx, id, name)
+			j, err := s.client.CreateVolumeFromSnapshot(ctx, id, in)
 			if err != nil {
 				return err
 			}
 			return s.finish(ctx, j, wait)
 		}),
 	}
-	cmd.Flags().StringVar(&name, "name", "", "`NAME` of the volume")
+	cmd.Flags().StringVar(&in.VolumeName, "name", "", "`NAME` of the volume")
+	cmd.Flags().BoolVar(&in.OnDemand, "on-demand", false, "leave its bytes in the repository until they are read")
 	waitFlag(cmd, &wait)
 	return cmd
 }

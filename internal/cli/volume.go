@@ -16,7 +16,7 @@ import (
 func (a *app) volumeCommand() *cobra.Command {
 	return group("volume", "Volumes: create, register, import, export, list, show, wait for, connect, resize, rename, delete",
 		a.volumeCreate(), a.volumeRegister(), a.volumeImport(), a.volumeExport(), a.volumeList(),
-		a.volumeShow(), a.volumeWait(), a.volumeConnect(), a.volumeResize(), a.volumeRename(), a.volumeDelete())
+		a.volumeShow(), a.volumeFill(), a.volumeWait(), a.volumeConnect(), a.volumeResize(), a.volumeRename(), a.volumeDelete())
 }
 
 func (a *app) volumeCreate() *cobra.Command {
@@ -154,55 +154,6 @@ func (s *session) showVolume(ctx context.Context, id string) error {
 	return s.printVolume(v)
 }
 
-func (a *app) volumeWait() *cobra.Command {
-	return &cobra.Command{
-		Use: "wait VOLUME", Short: "Wait until a volume needs nothing of the repository", Args: arity(1, 1),
-		Long: `Wait until a volume that was made of a snapshot, or rolled back, has fetched all
-of its bytes from the repository, and print it. It can be used long before;
-from then on it is independent of the repository. Ctrl-C stops the waiting, not
-the filling. How fast that is says cairn serve --fill-rate.`,
-		Example:           "  cairn snapshot create-volume ss-BTZOND4X --name restored --wait && cairn volume wait restored",
-		ValidArgsFunction: a.completeVolumes(1),
-		RunE: a.run(func(ctx context.Context, s *session, args []string) error {
-			id, err := s.volume(ctx, args[0])
-			if err != nil {
-				return err
-			}
-			v, err := s.waitFilled(ctx, id)
-			if err != nil {
-				return err
-			}
-			return s.printVolume(v)
-		}),
-	}
-}
-
-// waitFilled shows how much a volume still has to fetch until that is nothing.
-func (s *session) waitFilled(ctx context.Context, id string) (client.Volume, error) {
-	var m meter
-	total := int64(0)
-	v, err := s.client.WaitFilled(ctx, id, func(v client.Volume) {
-		if m == nil && v.MissingBytes == 0 {
-			return // there was nothing to wait for
-		}
-		if m == nil {
-			m = s.newMeter("filling " + id)
-		}
-		total = max(total, v.MissingBytes) // a rollback meanwhile adds to it
-		m.set(total-v.MissingBytes, total)
-	})
-	if m != nil {
-		m.stop(err == nil)
-	}
-	switch {
-	case err != nil && ctx.Err() != nil:
-		return v, &interrupted{hint: fmt.Sprintf("stopped waiting; volume %s is being filled all the same", id)}
-	case err != nil && v.ID != "":
-		return v, fmt.Errorf("stopped waiting for volume %s: %w", id, err)
-	}
-	return v, err
-}
-
 func (s *session) printVolume(v client.Volume) error {
 	if s.output == outputJSON {
 		return s.printJSON(v)
@@ -224,7 +175,7 @@ func (s *session) printVolume(v client.Volume) error {
 		{"instance", v.Instance.InstanceID},
 		{"connect", strings.Join(v.NBDURIs, " ")},
 		{"clients", count(v.Clients)},
-		{"missing", missing(v.MissingBytes)},
+		{"missing", missing(v)},
 		{"zone", v.Zone},
 		{"created", v.CreateTime.String()},
 		{"changed", v.StatusTime.String()},
@@ -237,13 +188,6 @@ func count(n int) string {
 		return ""
 	}
 	return strconv.Itoa(n)
-}
-
-func missing(n int64) string {
-	if n == 0 {
-		return ""
-	}
-	return formatBytes(n) + " are still in the repository only; the volume is usable"
 }
 
 func (a *app) volumeResize() *cobra.Command {

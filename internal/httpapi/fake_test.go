@@ -52,6 +52,7 @@ type fake struct {
 	panics any
 	block  chan struct{} // calls wait for it, or for their context
 	image  *image
+	export service.Export // of every served point
 	// salvage is what SalvageSnapshot opens.
 	salvage *salvage
 	feed    chan job.Job
@@ -195,6 +196,14 @@ func (f *fake) SalvageSnapshot(ctx context.Context, zone, id string) (service.Sa
 	return f.salvage, f.record(ctx, "SalvageSnapshot", "", zone+"/"+id)
 }
 
+func (f *fake) ServeSnapshot(ctx context.Context, zone, id string) (service.Export, error) {
+	return f.export, f.record(ctx, "ServeSnapshot", "", zone+"/"+id)
+}
+
+func (f *fake) UnserveSnapshot(ctx context.Context, zone, id string, force bool) error {
+	return f.record(ctx, "UnserveSnapshot", "", fmt.Sprintf("%s/%s %v", zone, id, force))
+}
+
 func (f *fake) Volumes(ctx context.Context, in service.VolumeFilter) (service.VolumePage, error) {
 	return f.vols, f.record(ctx, "Volumes", "", in)
 }
@@ -240,6 +249,12 @@ func (f *fake) DeleteVolumes(ctx context.Context, in service.VolumeSet) (job.Job
 	var id string
 	in.Origin, id = origin(in.Origin)
 	return f.job, f.record(ctx, "DeleteVolumes", id, in)
+}
+
+func (f *fake) FillVolumes(ctx context.Context, in service.VolumeSet) error {
+	var id string
+	in.Origin, id = origin(in.Origin)
+	return f.record(ctx, "FillVolumes", id, in)
 }
 
 func (f *fake) RenameVolumes(ctx context.Context, in service.Rename) error {

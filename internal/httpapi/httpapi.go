@@ -44,6 +44,8 @@ type Service interface {
 	RenameSnapshot(ctx context.Context, in service.Rename) (service.Snapshot, error)
 	ExportSnapshot(ctx context.Context, zone, id string) (service.Image, error)
 	SalvageSnapshot(ctx context.Context, zone, id string) (service.Salvage, error)
+	ServeSnapshot(ctx context.Context, zone, id string) (service.Export, error)
+	UnserveSnapshot(ctx context.Context, zone, id string, force bool) error
 
 	Volumes(ctx context.Context, f service.VolumeFilter) (service.VolumePage, error)
 	CreateVolumes(ctx context.Context, in service.CreateVolumes) (job.Job, error)
@@ -51,6 +53,7 @@ type Service interface {
 	ImportVolume(ctx context.Context, in service.ImportVolume) (job.Job, error)
 	ExportVolume(ctx context.Context, zone, id string) (service.Image, error)
 	DeleteVolumes(ctx context.Context, in service.VolumeSet) (job.Job, error)
+	FillVolumes(ctx context.Context, in service.VolumeSet) error
 	RenameVolumes(ctx context.Context, in service.Rename) error
 	ResizeVolumes(ctx context.Context, in service.ResizeVolumes) (job.Job, error)
 

@@ -78,9 +78,20 @@ type snapshotObject struct {
 	Reason           string         `json:"reason" doc:"why it is full or incremental"`
 	Damaged          int            `json:"damaged" enum:"0,1" doc:"1: a scrub or a read found bytes of it missing or wrong"`
 	Tags             []string       `json:"tags" nullable:"false"`
+	NBDURIs          []string       `json:"nbd_uris" nullable:"false" doc:"where clients read it, if it is served; those of the unix socket are shown on the unix socket only"`
+	Clients          int            `json:"clients" doc:"connections of NBD clients now"`
 }
 
-func newSnapshotObject(s service.SnapshotView) snapshotObject {
+// exportObject is where a point is served.
+type exportObject struct {
+	_          struct{} `additionalProperties:"true"`
+	SnapshotID string   `json:"snapshot_id" example:"ss-ABCDEFGH"`
+	NBDURIs    []string `json:"nbd_uris" nullable:"false" doc:"where clients read it; those of the unix socket are shown on the unix socket only"`
+	Clients    int      `json:"clients" doc:"connections of NBD clients now"`
+}
+
+// newSnapshotObject encodes s; only a local caller learns paths of the server.
+func newSnapshotObject(s service.SnapshotView, local bool) snapshotObject {
 	o := snapshotObject{
 		SnapshotID: s.ID, SnapshotName: s.Name, Description: s.Description,
 		SnapshotType: typeIncremental, Status: string(s.Status), TransitionStatus: s.Transition,
@@ -91,6 +102,7 @@ func newSnapshotObject(s service.SnapshotView) snapshotObject {
 		VirtualSize: s.VirtualSize, SizeBytes: s.SizeBytes, Progress: fraction(s.Progress),
 		Consistency: s.Consistency, GroupID: s.GroupID, CBT: s.CBT, Reason: s.Reason,
 		Damaged: bit(s.Damaged), Tags: []string{},
+		NBDURIs: shownURIs(s.Export, local), Clients: s.Export.Clients,
 	}
 	if s.Full {
 		o.SnapshotType = typeFull
@@ -147,6 +159,7 @@ type volumeObject struct {
 	NBDURIs          []string       `json:"nbd_uris" nullable:"false" doc:"where clients connect to a managed volume; those of the unix socket are shown on the unix socket only"`
 	Clients          int            `json:"clients" doc:"connections of NBD clients now"`
 	MissingBytes     int64          `json:"missing_bytes" doc:"of a clone or a rolled back volume: bytes that are still to be fetched from the repository, or to be made durable; it is usable all the same"`
+	OnDemand         int            `json:"on_demand" enum:"0,1" doc:"1: they are fetched only when somebody reads them"`
 }
 
 // newVolumeObject encodes v; only a local caller learns paths of the server.
@@ -157,17 +170,24 @@ func newVolumeObject(v service.VolumeView, local bool) volumeObject {
 		Status: string(v.Status), TransitionStatus: v.Transition,
 		CreateTime: wireTime(v.CreateTime), StatusTime: wireTime(v.StatusTime),
 		Driver: v.Driver, MixedJob: v.MixedJob, Zone: v.Zone,
-		NBDURIs: []string{}, Clients: v.Export.Clients, MissingBytes: v.Export.Missing,
+		NBDURIs: shownURIs(v.Export, local), Clients: v.Export.Clients, MissingBytes: v.Export.Missing,
+		OnDemand: bit(v.OnDemand),
 	}
 	if local {
 		o.Path = v.Path
 	}
-	for _, uri := range v.Export.URIs {
+	return o
+}
+
+// shownURIs are those of an export that the caller may know.
+func shownURIs(e service.Export, local bool) []string {
+	out := []string{}
+	for _, uri := range e.URIs {
 		if local || !strings.HasPrefix(uri, "nbd+unix:") {
-			o.NBDURIs = append(o.NBDURIs, uri)
+			out = append(out, uri)
 		}
 	}
-	return o
+	return out
 }
 
 type volumePage struct {

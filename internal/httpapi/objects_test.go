@@ -35,7 +35,7 @@ func TestSnapshotObjects(t *testing.T) {
 		"lastest_snapshot_time":"2026-11-23T01:00:00Z",
 		"resource":{"resource_id":"vol-AAAAAAAA","resource_type":"volume","resource_name":"root"},
 		"virtual_size":5368709120,"size_bytes":1048577,"unique_bytes":9,"progress":1,"consistency":"crash","group_id":"g","cbt":"scan",
-		"reason":"the first point","damaged":0,"tags":[]
+		"reason":"the first point","damaged":0,"tags":[],"nbd_uris":[],"clients":0
 	},{
 		"snapshot_id":"ss-BBBBBBBB","snapshot_name":"second","description":"","snapshot_type":"IS_INCREMENTAL","status":"pending",
 		"transition_status":"creating","create_time":"2026-11-23T00:00:00Z","status_time":"2026-11-23T00:00:00Z","snapshot_time":"",
@@ -43,7 +43,7 @@ func TestSnapshotObjects(t *testing.T) {
 		"lastest_snapshot_time":"",
 		"resource":{"resource_id":"vol-AAAAAAAA","resource_type":"volume","resource_name":""},
 		"virtual_size":5368709120,"size_bytes":0,"progress":0.25,"consistency":"","group_id":"","cbt":"",
-		"reason":"","damaged":0,"tags":[]
+		"reason":"","damaged":0,"tags":[],"nbd_uris":[],"clients":0
 	}]}`)
 	if diff := cmp.Diff(want, a.json(t)); diff != "" {
 		t.Error(diff)
@@ -118,14 +118,36 @@ func TestJobObjects(t *testing.T) {
 	}
 }
 
+func TestServedPointsHidePaths(t *testing.T) {
+	f := newFake()
+	f.export = volume.Export{URIs: []string{"nbd+unix:///ss-A?socket=/srv/secret/nbd.sock", "nbd://localhost/ss-A"}, Clients: 2}
+	f.page.Snapshots[0].Export = f.export
+	s := serve(t, f, nil)
+	far, near := `["nbd://localhost/ss-A"]`, `["nbd+unix:///ss-A?socket=/srv/secret/nbd.sock","nbd://localhost/ss-A"]`
+	for want, a := range map[string]answer{
+		far:  s.do(t, "POST", zone+"/volume_snapshots/serve/ss-A", "", ""),
+		near: s.doUnix(t, "POST", zone+"/volume_snapshots/serve/ss-A", "", ""),
+	} {
+		if diff := cmp.Diff(parse(t, `{"snapshot_id":"ss-A","clients":2,"nbd_uris":`+want+`}`), a.json(t)); diff != "" {
+			t.Error(diff)
+		}
+		checkDocumented(t, document(t, s), "POST", zone+"/volume_snapshots/serve/ss-A", a)
+	}
+	first := s.do(t, "GET", zone+"/volume_snapshots", "", "").object(t)["snapshots"].([]any)[0].(map[string]any)
+	if diff := cmp.Diff([]any{"nbd://localhost/ss-A"}, first["nbd_uris"]); diff != "" || first["clients"] != 2.0 {
+		t.Errorf("%s, %v clients", diff, first["clients"])
+	}
+}
+
 func TestVolumeObjectsHidePaths(t *testing.T) {
 	f := newFake()
+	f.vols.Volumes[0].OnDemand = true
 	f.vols.Volumes[0].Export = volume.Export{URIs: []string{"nbd+unix:///v?socket=/srv/secret/nbd.sock", "nbd://localhost/v"}, Clients: 2, Missing: 5}
 	s := serve(t, f, nil)
 	want := `"volume_id":"vol-AAAAAAAA","volume_name":"root","volume_type":2,"description":"","size":4,"size_bytes":3221225473,
 		"status":"available","transition_status":"","create_time":"2026-11-23T00:00:00Z","status_time":"2026-11-23T00:00:00Z",
 		"instance":{"device":"","instance_id":"","instance_name":""},"driver":"registered","mixed_job":"","zone":"ac1",
-		"clients":2,"missing_bytes":5`
+		"clients":2,"missing_bytes":5,"on_demand":1`
 	a := s.do(t, "GET", zone+"/volumes", "", "")
 	if diff := cmp.Diff(parse(t, `{"volumes":[{`+want+`,"nbd_uris":["nbd://localhost/v"]}],"total_count":3}`), a.json(t)); diff != "" {
 		t.Error(diff)

@@ -255,6 +255,18 @@ func renameRows() []row {
 	}
 }
 
+func serveRows() []row {
+	const path = "/volume_snapshots/"
+	return []row{
+		{says: "serve", method: "POST", target: path + "serve/ss-A", status: 200, call: &made{"ServeSnapshot", "ac1/ss-A"}},
+		{says: "unserve", method: "DELETE", target: path + "serve/ss-A", status: 204, call: &made{"UnserveSnapshot", "ac1/ss-A false"}},
+		{says: "unserve by force", method: "DELETE", target: path + "serve/ss-A?force=1", status: 204, call: &made{"UnserveSnapshot", "ac1/ss-A true"}},
+		bad("serve: two", "POST", path+"serve/ss-A,ss-B", ""),
+		bad("unserve: two", "DELETE", path+"serve/ss-A,ss-B", ""),
+		bad("unserve: odd force", "DELETE", path+"serve/ss-A?force=perhaps", ""),
+	}
+}
+
 func volumes(f service.VolumeFilter) *made {
 	f.Zone = "ac1"
 	if f.IDs == nil {
@@ -298,6 +310,11 @@ func volumeRows() []row {
 		{says: "resize: bytes, one string", method: "POST", target: "/volumes/resize", body: `{"volumes":"vol-A","size_bytes":4097}`, status: 200,
 			call: &made{"ResizeVolumes", service.ResizeVolumes{Origin: here, IDs: []string{"vol-A"}, SizeBytes: 4097}}},
 		bad("resize: nothing", "POST", "/volumes/resize", `{"size":2}`),
+		{says: "fill", method: "POST", target: "/volumes/fill", body: `{"volumes":["vol-A","vol-B"]}`, status: 204,
+			call: &made{"FillVolumes", service.VolumeSet{Origin: here, IDs: []string{"vol-A", "vol-B"}}}},
+		bad("fill: nothing", "POST", "/volumes/fill", `{}`),
+		{says: "clone that is read on demand", method: "POST", target: "/volume_snapshots/create_volume/ss-A", body: `{"volume_name":"n","on_demand":true}`, status: 200,
+			call: &made{"CreateVolumeFromSnapshot", service.CloneSnapshot{Origin: here, Snapshot: "ss-A", VolumeName: "n", OnDemand: true}}},
 		bad("resize: no size", "POST", "/volumes/resize", `{"volumes":["vol-A"]}`),
 		{says: "volume delete: ids in the path", method: "DELETE", target: "/volumes/vol-A,vol-B", status: 200,
 			call: &made{"DeleteVolumes", service.VolumeSet{Origin: here, IDs: []string{"vol-A", "vol-B"}}}},

@@ -53,7 +53,7 @@ func (a *api) listSnapshots(ctx context.Context, in *snapshotQuery) (*snapshotPa
 	shown := found.Snapshots[:min(limit, len(found.Snapshots))]
 	out := &snapshotPageOutput{Body: snapshotPage{Snapshots: make([]snapshotObject, len(shown)), TotalCount: found.Total}}
 	for i, s := range shown {
-		out.Body.Snapshots[i] = newSnapshotObject(s)
+		out.Body.Snapshots[i] = newSnapshotObject(s, requestOf(ctx).local)
 	}
 	return out, nil
 }
@@ -194,6 +194,7 @@ type cloneBody struct {
 	_          struct{} `additionalProperties:"true"`
 	Snapshot   string   `json:"snapshot,omitempty" doc:"a point of a volume, if the path names none"`
 	VolumeName string   `json:"volume_name"`
+	OnDemand   bool     `json:"on_demand,omitempty" doc:"do not fetch its bytes from the repository before somebody reads them; POST /volumes/fill ends that"`
 }
 
 func (a *api) createVolumeFromSnapshot(ctx context.Context, zone Zoned, path string, in Body[cloneBody]) (*JobOutput, error) {
@@ -206,7 +207,9 @@ func (a *api) createVolumeFromSnapshot(ctx context.Context, zone Zoned, path str
 		return nil, err
 	}
 	requestOf(ctx).note(slog.String("snapshot_id", id))
-	j, err := a.service.CreateVolumeFromSnapshot(ctx, service.CloneSnapshot{Origin: zone.origin(ctx), Snapshot: id, VolumeName: body.VolumeName})
+	j, err := a.service.CreateVolumeFromSnapshot(ctx, service.CloneSnapshot{
+		Origin: zone.origin(ctx), Snapshot: id, VolumeName: body.VolumeName, OnDemand: body.OnDemand,
+	})
 	return started(ctx, j, err)
 }
 
@@ -231,6 +234,48 @@ func (a *api) renameSnapshot(ctx context.Context, zone Zoned, path string, in Bo
 		Origin: zone.origin(ctx), IDs: []string{id}, Name: body.SnapshotName, Description: body.Description,
 	})
 	return &struct{}{}, err
+}
+
+type serveInput struct {
+	Zoned
+	SnapshotPath
+}
+
+type serveOutput struct {
+	Body exportObject
+}
+
+// serveSnapshot answers with the same fields that the point shows from now on.
+func (a *api) serveSnapshot(ctx context.Context, in *serveInput) (*serveOutput, error) {
+	id, err := pathOrBody("snapshot", "ss-ABCDEFGH", in.SnapshotID, "")
+	if err != nil {
+		return nil, err
+	}
+	requestOf(ctx).note(slog.String("snapshot_id", id))
+	e, err := a.service.ServeSnapshot(ctx, in.Zone, id)
+	if err != nil {
+		return nil, err
+	}
+	return &serveOutput{Body: exportObject{SnapshotID: id, NBDURIs: shownURIs(e, requestOf(ctx).local), Clients: e.Clients}}, nil
+}
+
+type unserveInput struct {
+	Zoned
+	SnapshotPath
+	Force string `query:"force" enum:"0,1" doc:"1: end the connections of clients"`
+}
+
+func (a *api) unserveSnapshot(ctx context.Context, in *unserveInput) (*struct{}, error) {
+	id, err := pathOrBody("snapshot", "ss-ABCDEFGH", in.SnapshotID, "")
+	if err != nil {
+		return nil, err
+	}
+	requestOf(ctx).note(slog.String("snapshot_id", id))
+	force, err := flag("force", in.Force)
+	if err != nil {
+		return nil, err
+	}
+	return &struct{}{}, a.service.UnserveSnapshot(ctx, in.Zone, id, force)
 }
 
 // The four calls that take their id from the path or from elsewhere have two
@@ -310,6 +355,8 @@ func (a *api) registerSnapshots() {
 		func(ctx context.Context, in *cloneInput) (*JobOutput, error) {
 			return a.createVolumeFromSnapshot(ctx, in.Zoned, "", in.Body)
 		})
+	register(a, call{http.MethodPost, list + "/serve/{snapshot_id}", "serveSnapshot", tag, "Let NBD clients read a point, until that is ended", 0}, a.serveSnapshot)
+	register(a, call{http.MethodDelete, list + "/serve/{snapshot_id}", "unserveSnapshot", tag, "Serve a point no longer", http.StatusNoContent}, a.unserveSnapshot)
 	register(a, call{http.MethodPut, list + "/{snapshot_id}", "renameSnapshot", tag, "Change name or description; absent fields stay", http.StatusNoContent},
 		func(ctx context.Context, in *renamePathInput) (*struct{}, error) {
 			return a.renameSnapshot(ctx, in.Zoned, in.SnapshotID, in.Body)

@@ -283,6 +283,29 @@ func (a *api) resizeVolumes(ctx context.Context, in *resizeVolumesInput) (*JobOu
 	return started(ctx, j, err)
 }
 
+type fillVolumesBody struct {
+	_       struct{}   `additionalProperties:"true"`
+	Volumes stringList `json:"volumes"`
+}
+
+type fillVolumesInput struct {
+	Zoned
+	Body Body[fillVolumesBody]
+}
+
+func (a *api) fillVolumes(ctx context.Context, in *fillVolumesInput) (*struct{}, error) {
+	body, err := in.Body.get()
+	if err != nil {
+		return nil, err
+	}
+	ids, err := needIDs("volumes", "vol-ABCDEFGH", body.Volumes)
+	if err != nil {
+		return nil, err
+	}
+	requestOf(ctx).note(slog.Any("ids", ids))
+	return &struct{}{}, a.service.FillVolumes(ctx, service.VolumeSet{Origin: in.origin(ctx), IDs: ids})
+}
+
 func (a *api) registerVolumes() {
 	const tag = "volumes"
 	list := under("/volumes")
@@ -291,6 +314,7 @@ func (a *api) registerVolumes() {
 	register(a, call{http.MethodPost, list + "/register", "registerVolume", tag, "Make a file or device of the server a volume (unix socket only)", 0}, a.registerVolume)
 	register(a, call{http.MethodPost, importPath, "importVolume", tag, "Make a volume of the raw stream that is the body", 0}, a.importVolume)
 	register(a, call{http.MethodPost, list + "/resize", "resizeVolumes", tag, "Grow volumes", 0}, a.resizeVolumes)
+	register(a, call{http.MethodPost, list + "/fill", "fillVolumes", tag, "Fetch in the background what volumes still need of the repository", http.StatusNoContent}, a.fillVolumes)
 	register(a, call{http.MethodDelete, list + "/{volume_ids}", "deleteVolumes", tag, "Delete volumes; their points survive", 0}, a.deleteVolumes)
 	register(a, call{http.MethodPut, list + "/{volume_ids}", "renameVolumes", tag, "Change name or description; absent fields stay", http.StatusNoContent}, a.renameVolumes)
 	a.documentUpload(importPath)

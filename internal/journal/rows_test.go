@@ -9,8 +9,9 @@ import (
 	"cairn/internal/service"
 )
 
-// derived are the fields that recover finds otherwise, or that end with a job.
-var derived = []string{"Transition", "BinClock", "HeadChain", "TotalBytes", "TotalCount", "LatestTime", "UniqueBytes", "UniqueKnown"}
+// derived are the fields that recover finds otherwise, that end with a job, or
+// without which a volume is only filled.
+var derived = []string{"Transition", "OnDemand", "BinClock", "HeadChain", "TotalBytes", "TotalCount", "LatestTime", "UniqueBytes", "UniqueKnown"}
 
 // fill sets every field to something, so that none can be forgotten, also one
 // that is added later.

@@ -22,6 +22,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/uptrace/bun"
 	"github.com/uptrace/bun/dialect/sqlitedialect"
@@ -206,10 +207,26 @@ func createFile(ctx context.Context, fresh, path string) error {
 func (db *DB) OnFull(makeRoom func() bool) { db.onFull = makeRoom }
 
 // Close waits for running transactions and closes the file. The log is moved
-// into the database by the last connection.
+// into the database by the last connection, which is the writer's: a reader may
+// not.
 func (db *DB) Close() error {
-	return errors.Join(db.read.Close(), db.write.Close())
+	return errors.Join(closePool(db.read), closePool(db.write))
 }
+
+// closePool closes all connections. A transaction that a cancelled context has
+// ended is rolled back behind our back, and sql.DB does not wait for that.
+func closePool(pool *bun.DB) error {
+	err := pool.Close()
+	for end := time.Now().Add(closeLimit); pool.Stats().OpenConnections > 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			return errors.Join(err, errors.New("the database is closed while a transaction still runs"))
+		}
+	}
+	return err
+}
+
+// closeLimit bounds the wait for a rollback, which takes milliseconds.
+const closeLimit = 10 * time.Second
 
 // View runs fn on one snapshot of the rows.
 func (db *DB) View(ctx context.Context, fn func(tx service.Tx) error) error {

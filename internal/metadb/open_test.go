@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -36,6 +37,35 @@ func exec(t *testing.T, path, stmt string) {
 	_, err = db.ExecContext(t.Context(), stmt)
 	if err := errors.Join(err, db.Close()); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// After Close the log is in the file, even if a cancelled transaction was just
+// being rolled back.
+func TestCloseMovesTheLog(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "meta.db")
+	for range 50 {
+		db := openAt(t, path)
+		ctx, cancel := context.WithCancel(context.Background())
+		var all sync.WaitGroup
+		for range readers {
+			all.Go(func() {
+				for ctx.Err() == nil {
+					_ = db.View(ctx, func(tx service.Tx) error { _, err := tx.Holders(); return err }) // until it is cut off
+				}
+			})
+		}
+		if err := db.Update(ctx, func(tx service.Tx) error { return tx.SetSetting("key", "value") }); err != nil {
+			t.Fatal(err)
+		}
+		cancel()
+		all.Wait()
+		if err := db.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Lstat(path + "-wal"); !errors.Is(err, os.ErrNotExist) {
+			t.Fatalf("the log is still there: %v", err)
+		}
 	}
 }
 

@@ -42,6 +42,7 @@ type volumeRow struct {
 	CreateTime  int64
 	StatusTime  int64
 	MixedJob    string
+	OnDemand    bool
 	SearchKey   string
 }
 
@@ -51,7 +52,7 @@ func volumeToRow(v service.Volume) volumeRow {
 		Type: v.Type, Driver: v.Driver, Path: v.Path, Identity: v.Identity,
 		SizeBytes: v.SizeBytes, Status: v.Status, Transition: v.Transition,
 		CreateTime: micros(v.CreateTime), StatusTime: micros(v.StatusTime),
-		MixedJob: v.MixedJob, SearchKey: searchKey(v.ID, v.Name),
+		MixedJob: v.MixedJob, OnDemand: v.OnDemand, SearchKey: searchKey(v.ID, v.Name),
 	}
 }
 
@@ -61,7 +62,7 @@ func (r volumeRow) volume() service.Volume {
 		Type: r.Type, Driver: r.Driver, Path: r.Path, Identity: r.Identity,
 		SizeBytes: r.SizeBytes, Status: r.Status, Transition: r.Transition,
 		CreateTime: fromMicros(r.CreateTime), StatusTime: fromMicros(r.StatusTime),
-		MixedJob: r.MixedJob,
+		MixedJob: r.MixedJob, OnDemand: r.OnDemand,
 	}
 }
 

@@ -23,6 +23,8 @@ import (
 //	RenameSnapshot(ctx, Rename) (Snapshot, error)
 //	ExportSnapshot(ctx, zone, id string) (engine.Image, error)   // Close it
 //	SalvageSnapshot(ctx, zone, id string) (engine.Salvage, error) // Close it
+//	ServeSnapshot(ctx, zone, id string) (volume.Export, error)
+//	UnserveSnapshot(ctx, zone, id string, force bool) error
 //
 //	Volumes(ctx, VolumeFilter) (VolumePage, error)
 //	CreateVolumes(ctx, CreateVolumes) (job.Job, error)
@@ -30,6 +32,7 @@ import (
 //	ImportVolume(ctx, ImportVolume) (job.Job, error)  // returns when the stream is stored
 //	ExportVolume(ctx, zone, id string) (engine.Image, error)     // Close it
 //	DeleteVolumes(ctx, VolumeSet) (job.Job, error)
+//	FillVolumes(ctx, VolumeSet) error
 //	RenameVolumes(ctx, Rename with several ids) error
 //	ResizeVolumes(ctx, ResizeVolumes) (job.Job, error)
 //
@@ -94,6 +97,9 @@ type CloneSnapshot struct {
 	Origin
 	Snapshot   string
 	VolumeName string
+	// OnDemand leaves the bytes in the repository until somebody reads them, or
+	// FillVolumes.
+	OnDemand bool
 }
 
 // Rename changes names; nil fields stay.
@@ -148,7 +154,8 @@ type SnapshotPage struct {
 // SnapshotView is a point with what is known only at reading time.
 type SnapshotView struct {
 	Snapshot
-	Progress float64 // 0..1; 1 once it is not pending
+	Progress float64       // 0..1; 1 once it is not pending
+	Export   volume.Export // if it is served
 }
 
 // VolumePage is one page of volumes.
@@ -179,6 +186,8 @@ type (
 	Salvaged = engine.Salvaged
 	// BadRange is one range of it.
 	BadRange = engine.BadRange
+	// Export tells how a volume or a point is served to NBD clients.
+	Export = volume.Export
 	// Format is an export's file format.
 	Format = engine.Format
 	// Inflow is content on its way in.

@@ -27,6 +27,9 @@ func (s *Service) CreateVolumeFromSnapshot(ctx context.Context, in CloneSnapshot
 	if err := checkName("volume_name", in.VolumeName); err != nil {
 		return job.Job{}, err
 	}
+	if in.OnDemand && s.lives == nil {
+		return job.Job{}, errs.New(errs.Conflict, "this server has no NBD server, so a volume cannot be read on demand; leave on_demand out")
+	}
 	return s.submit(ctx, in.Origin, job.CreateVolumeFromSnapshot, func(tx Tx, j *job.Job) (any, error) {
 		p, err := restorablePoint(tx, in.Zone, ids[0])
 		if err != nil {
@@ -36,6 +39,7 @@ func (s *Service) CreateVolumeFromSnapshot(ctx context.Context, in CloneSnapshot
 			return nil, errs.New(errs.Invalid, "snapshot %s is of an %s; only a volume's snapshot makes a volume", p.ID, p.ResourceType)
 		}
 		v := newManaged(in.Zone, in.VolumeName, p.VolumeType, p.VirtualSize, "creating", *j)
+		v.OnDemand = in.OnDemand
 		if err := tx.InsertVolume(v); err != nil {
 			return nil, err
 		}

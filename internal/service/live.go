@@ -6,7 +6,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -29,15 +28,17 @@ type Live interface {
 	Base(ctx context.Context, s volume.Spec) (ref string, err error)
 	// Fill fetches what a volume still needs of its base, and lets go of it.
 	Fill(ctx context.Context, s volume.Spec, pace func(ctx context.Context, n int64) error) error
+	// ServePoint lets clients read the tree that ref names until UnservePoint or
+	// the end of the process; PointExported tells who does, and how.
+	ServePoint(ctx context.Context, name, ref string) error
+	UnservePoint(ctx context.Context, name string, force bool) error
+	PointExported(name string) volume.Export
 }
 
 // basePrefix marks the holder of the pin that a volume has on the point that
 // its content still comes from. The driver knows that point durably; the pin
 // is made after it at every start.
 const basePrefix = "base:"
-
-// fillEvery is when volumes are looked after that could not be filled.
-const fillEvery = time.Minute
 
 // bases is what those share who change from which point volumes are read.
 type bases struct {
@@ -79,8 +80,12 @@ func (s *Service) eachLive(ctx context.Context, fn func(ctx context.Context, v V
 	}
 }
 
-// serveAll lets clients connect to all volumes that have a content.
+// serveAll lets clients connect to all volumes that have a content, and to the
+// points that were served before.
 func (s *Service) serveAll(ctx context.Context) {
+	if err := s.servePoints(ctx); err != nil && ctx.Err() == nil {
+		s.log.Error("serve the snapshots", "error", err)
+	}
 	err := s.eachLive(ctx, func(ctx context.Context, v Volume) error {
 		s.serve(ctx, v)
 		return nil
@@ -236,100 +241,4 @@ func rebase(tx Tx, volumeID, snapshot string) error {
 		return err
 	}
 	return tx.Pin(basePrefix+volumeID, snapshot)
-}
-
-// fillSoon tells the filler that there is something to do.
-func (s *Service) fillSoon() {
-	select {
-	case s.bases.wake <- struct{}{}:
-	default:
-	}
-}
-
-// Fill fetches, until ctx ends, what volumes still need of points, one volume
-// after the other, so that they become independent of the repository.
-func (s *Service) Fill(ctx context.Context) {
-	if s.lives == nil || s.refused != "" {
-		<-ctx.Done()
-		return
-	}
-	timer := time.NewTicker(fillEvery)
-	defer timer.Stop()
-	for {
-		if err := s.fillAll(ctx); err != nil && ctx.Err() == nil {
-			s.log.Error("fill volumes", "error", err)
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-timer.C:
-		case <-s.bases.wake:
-		}
-	}
-}
-
-func (s *Service) fillAll(ctx context.Context) error {
-	var holders []string
-	err := s.store.View(ctx, func(tx Tx) (err error) {
-		holders, err = tx.Holders()
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	for _, h := range holders {
-		id, ok := strings.CutPrefix(h, basePrefix)
-		if !ok {
-			continue
-		}
-		if err := s.fillOne(ctx, id); err != nil {
-			if ctx.Err() != nil {
-				return ctx.Err()
-			}
-			if errs.Is(err, errs.NotFound) {
-				continue // it was deleted meanwhile
-			}
-			s.log.Warn("a volume could not be filled; trying again later", "volume", id, "error", err)
-		}
-	}
-	return nil
-}
-
-// fillOne fills a volume and lets go of the point.
-func (s *Service) fillOne(ctx context.Context, id string) error {
-	var v Volume
-	err := s.store.View(ctx, func(tx Tx) (err error) {
-		v, err = tx.Volume("", id)
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	begin := time.Now()
-	if err := s.lives.Fill(ctx, v.spec(), s.pace); err != nil {
-		return err
-	}
-	s.bases.mu.Lock()
-	defer s.bases.mu.Unlock()
-	// A rollback may have given it another base meanwhile.
-	if snapshot, err := s.neededPoint(ctx, v); err != nil || snapshot != "" {
-		return err
-	}
-	s.log.Info("volume filled", "volume", id, "took", time.Since(begin))
-	return s.store.Update(ctx, func(tx Tx) error { return rebase(tx, id, "") })
-}
-
-// pace keeps the filler at its rate.
-func (s *Service) pace(ctx context.Context, n int64) error {
-	if s.bases.rate <= 0 {
-		return ctx.Err()
-	}
-	timer := time.NewTimer(time.Duration(float64(n) / float64(s.bases.rate) * float64(time.Second)))
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-timer.C:
-		return nil
-	}
 }

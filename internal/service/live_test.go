@@ -32,12 +32,13 @@ func (t tree) Differs(context.Context, volume.Tree, int64) (extent.Range, error)
 // liveDriver is the other half of a managed driver whose volumes are live.
 type liveDriver struct {
 	*driver
-	rollers *rollers
+	own *ownership
 }
 
-// rollers is who has live volumes to themselves in one process.
-type rollers struct {
-	taken map[string]bool
+// ownership is what one process has: volumes to itself, and points served.
+type ownership struct {
+	taken  map[string]bool
+	points map[string]string // refs of served points, by name
 	// alone is called when a roller is closed that End did not close.
 	alone func(volumeID string)
 }
@@ -82,10 +83,10 @@ func (d liveDriver) OpenRoller(_ context.Context, s volume.Spec, force bool) (r 
 		if d.busy[s.ID] && !force {
 			return errs.New(errs.Conflict, "volume %s has clients", s.ID)
 		}
-		if d.rollers.taken[s.ID] {
+		if d.own.taken[s.ID] {
 			return errs.New(errs.Busy, "volume %s is taken", s.ID)
 		}
-		d.rollers.taken[s.ID] = true
+		d.own.taken[s.ID] = true
 		r = roller{d, s, new(sync.Once)}
 		return nil
 	})
@@ -105,8 +106,8 @@ func (r roller) End(commit func() error) error {
 }
 
 func (r roller) Close() error {
-	if r.free() && r.d.rollers.alone != nil {
-		r.d.rollers.alone(r.s.ID)
+	if r.free() && r.d.own.alone != nil {
+		r.d.own.alone(r.s.ID)
 	}
 	return nil
 }
@@ -116,7 +117,7 @@ func (r roller) free() (was bool) {
 	r.once.Do(func() {
 		r.d.mu.Lock()
 		defer r.d.mu.Unlock()
-		delete(r.d.rollers.taken, r.s.ID)
+		delete(r.d.own.taken, r.s.ID)
 		was = true
 	})
 	return was
@@ -138,6 +139,37 @@ func (d liveDriver) Fill(ctx context.Context, s volume.Spec, pace func(context.C
 		delete(d.base, s.ID)
 		return nil
 	})
+}
+
+// ServePoint and its like keep what is served in the process.
+func (d liveDriver) ServePoint(_ context.Context, name, ref string) error {
+	return d.f.do("ServePoint", func() error {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.own.points[name] = ref
+		return nil
+	})
+}
+
+func (d liveDriver) UnservePoint(_ context.Context, name string, force bool) error {
+	return d.f.do("UnservePoint", func() error {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		if d.busy[name] && !force {
+			return errs.New(errs.Conflict, "snapshot %s has clients", name)
+		}
+		delete(d.own.points, name)
+		return nil
+	})
+}
+
+func (d liveDriver) PointExported(name string) (e volume.Export) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if ref := d.own.points[name]; ref != "" {
+		e.URIs = []string{"nbd:" + name}
+	}
+	return e
 }
 
 // wantBasesPinned fails unless what volumes still need cannot be deleted.
@@ -212,6 +244,59 @@ func TestBaseStays(t *testing.T) {
 	p.stop()
 }
 
+// A volume that is read on demand keeps its point until it is filled, over
+// restarts and rollbacks.
+func TestOnDemand(t *testing.T) {
+	ctx := context.Background()
+	w := newWorld(t)
+	w.live = true
+	p := w.start(nil)
+	v := p.volumes(1)[0]
+	id := p.point(v)
+	clone := p.good(p.CreateVolumeFromSnapshot(ctx, service.CloneSnapshot{Origin: origin, Snapshot: id, VolumeName: "overlay", OnDemand: true})).ResourceIDs[0]
+	set := service.VolumeSet{Origin: origin, IDs: []string{clone}}
+	kept := func(p *process, id string) {
+		t.Helper()
+		p.until("the delete to be refused for good", func() bool {
+			_, err := p.delete(id) // busy while a job lets go
+			return errs.Is(err, errs.Conflict) && strings.Contains(err.Error(), "fill "+clone)
+		})
+		if !p.volume(clone).OnDemand {
+			t.Error("the volume is not on demand any more")
+		}
+	}
+	kept(p, id)
+	p.stop()
+	p = w.start(nil)
+	kept(p, id)
+	unknown := service.VolumeSet{Origin: origin, IDs: []string{clone, "vol-NOBODY00"}}
+	if err := p.FillVolumes(ctx, unknown); !errs.Is(err, errs.NotFound) {
+		t.Errorf("fill of an unknown volume: %v", err)
+	}
+	kept(p, id)
+	own := p.point(clone)
+	p.write(clone, "something else")
+	p.good(p.apply(own))
+	kept(p, own)
+	for range 2 {
+		if err := p.FillVolumes(ctx, set); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.until("the volume needs no point", func() bool {
+		_, err := p.delete(own)
+		return err == nil
+	})
+	p.idle()
+	p.stop()
+	w.live = false
+	p = w.start(nil)
+	if _, err := p.CreateVolumeFromSnapshot(ctx, service.CloneSnapshot{Origin: origin, Snapshot: own, VolumeName: "overlay", OnDemand: true}); !errs.Is(err, errs.Conflict) {
+		t.Errorf("on demand without live volumes: %v", err)
+	}
+	p.stop()
+}
+
 // Nobody rolls back or deletes a volume under its clients, unless forced.
 func TestClientsAreNotRobbed(t *testing.T) {
 	w := newWorld(t)
@@ -271,7 +356,7 @@ func TestVolumesAreFreeAtTheEnd(t *testing.T) {
 	w := newWorld(t)
 	w.live = true
 	p := w.prepare(nil)
-	p.rollers.alone = func(id string) {
+	p.own.alone = func(id string) {
 		err := p.store.View(context.Background(), func(tx service.Tx) error {
 			v, err := tx.Volume("", id)
 			if err == nil && v.Status == service.VolumeAvailable && v.Transition == "" {
@@ -295,3 +380,67 @@ func TestVolumesAreFreeAtTheEnd(t *testing.T) {
 	j, err := p.apply(points...)
 	p.bad("", j, err)
 }
+
+// A served point cannot be deleted, and is served again after a restart.
+func TestServePoint(t *testing.T) {
+	ctx := context.Background()
+	w := newWorld(t)
+	w.live = true
+	p := w.start(nil)
+	v := p.volumes(1)[0]
+	id := p.point(v)
+	if err := p.UnserveSnapshot(ctx, zone, id, false); !errs.Is(err, errs.Conflict) {
+		t.Errorf("unserve of a point that is not served: %v", err)
+	}
+	for range 2 {
+		if e, err := p.ServeSnapshot(ctx, zone, id); err != nil || len(e.URIs) != 1 {
+			t.Fatalf("serve: %+v, %v", e, err)
+		}
+	}
+	served := func(p *process, want int) {
+		t.Helper()
+		page, err := p.Snapshots(ctx, service.SnapshotFilter{Zone: zone, IDs: []string{id}, Limit: 1})
+		if err != nil || len(page.Snapshots) != 1 || len(page.Snapshots[0].Export.URIs) != want {
+			t.Errorf("shown as %+v, %v; want %d URIs", page, err, want)
+		}
+	}
+	served(p, 1)
+	if _, err := p.delete(id); !errs.Is(err, errs.Conflict) || !strings.Contains(err.Error(), "served") {
+		t.Errorf("delete: %v", err)
+	}
+	p.stop()
+	p = w.start(nil)
+	p.until("the point is served again", func() bool { return len(liveDriver{&driver{disk: w.disk}, p.own}.PointExported(id).URIs) > 0 })
+	w.disk.mu.Lock()
+	w.disk.busy[id] = true
+	w.disk.mu.Unlock()
+	if err := p.UnserveSnapshot(ctx, zone, id, false); !errs.Is(err, errs.Conflict) {
+		t.Errorf("unserve under a client: %v", err)
+	}
+	if err := p.UnserveSnapshot(ctx, zone, id, true); err != nil {
+		t.Error(err)
+	}
+	served(p, 0)
+	p.good(p.delete(id))
+	for name, err := range map[string]error{
+		"deleted": second(p.ServeSnapshot(ctx, zone, id)),
+		"unknown": second(p.ServeSnapshot(ctx, zone, "ss-NOBODY00")),
+	} {
+		if err == nil {
+			t.Errorf("serve of a point that is %s", name)
+		}
+	}
+	p.stop()
+	// A failure leaves nothing behind.
+	f := &fuse{}
+	p = w.start(f)
+	other := p.point(v)
+	f.fail("ServePoint", errs.New(errs.Unavailable, "the repository is away"))
+	if _, err := p.ServeSnapshot(ctx, zone, other); !errs.Is(err, errs.Unavailable) {
+		t.Errorf("serve: %v", err)
+	}
+	p.good(p.delete(other))
+	p.stop()
+}
+
+func second[T any](_ T, err error) error { return err }

@@ -20,6 +20,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"cairn/internal/chain"
@@ -83,6 +84,7 @@ type Service struct {
 	drivers     map[string]volume.Driver
 	lives       Live // may be nil
 	bases       bases
+	serving     sync.Mutex // held while a point's serving begins or ends
 	zones       map[string]bool
 	ownDirs     []string
 	max         int
@@ -223,8 +225,8 @@ func (s *Service) releaseTheDead(ctx context.Context) error {
 			return err
 		}
 		for _, h := range holders {
-			if strings.HasPrefix(h, basePrefix) {
-				continue // adoptBases knows which
+			if strings.HasPrefix(h, basePrefix) || strings.HasPrefix(h, servePrefix) {
+				continue // adoptBases knows which; Run serves them
 			}
 			j, err := tx.Job(holdOf(h))
 			if err != nil && !errs.Is(err, errs.NotFound) {

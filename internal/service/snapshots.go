@@ -22,6 +22,9 @@ func (s *Service) Snapshots(ctx context.Context, f SnapshotFilter) (SnapshotPage
 		page = SnapshotPage{Snapshots: make([]SnapshotView, len(rows)), Total: total}
 		for i, row := range rows {
 			page.Snapshots[i] = SnapshotView{Snapshot: row, Progress: 1}
+			if s.lives != nil {
+				page.Snapshots[i].Export = s.lives.PointExported(row.ID)
+			}
 			if row.Status != chain.Pending {
 				continue
 			}

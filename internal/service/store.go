@@ -38,6 +38,9 @@ type Volume struct {
 	// MixedJob is the id of an apply job that has begun to write and has not
 	// finished: the content is a mixture and only that job may touch it.
 	MixedJob string
+	// OnDemand says that nobody fetches in the background what a clone or a
+	// rolled back volume still needs of the repository.
+	OnDemand bool
 }
 
 // Snapshot is one row. chain.Point is what the rules read.

@@ -72,14 +72,14 @@ func (w *world) copyOf(t testing.TB) *world {
 // process is one run of the program.
 type process struct {
 	*service.Service
-	w       *world
-	t       testing.TB
-	f       *fuse
-	mover   *mover
-	store   service.Store
-	rollers *rollers // of live volumes
-	cancel  context.CancelFunc
-	done    chan struct{}
+	w      *world
+	t      testing.TB
+	f      *fuse
+	mover  *mover
+	store  service.Store
+	own    *ownership
+	cancel context.CancelFunc
+	done   chan struct{}
 }
 
 // fused is a store whose transactions burn the fuse.
@@ -155,8 +155,8 @@ func (w *world) prepare(f *fuse) *process {
 	managed := &driver{disk: w.disk, f: f, clock: clock}
 	var live service.Live
 	if w.live {
-		p.rollers = &rollers{taken: map[string]bool{}}
-		live = liveDriver{managed, p.rollers}
+		p.own = &ownership{taken: map[string]bool{}, points: map[string]string{}}
+		live = liveDriver{managed, p.own}
 	}
 	p.Service, err = service.New(context.Background(), service.Config{
 		Store: rows, Refused: w.refused, Engine: p.mover, Zones: []string{zone}, Live: live,

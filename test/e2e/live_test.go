@@ -43,21 +43,27 @@ func newLiveRig(t *testing.T, extra ...string) *liveRig {
 // dial connects as a program of this host would.
 func (l *liveRig) dial(t *testing.T, volume string) *nbd.Client {
 	t.Helper()
+	return dialExport(t, func() []string { return l.srv.Local().MustVolume(t, volume).NBDURIs })
+}
+
+// dialExport connects to the first URI that there is, in time.
+func dialExport(t *testing.T, uris func() []string) *nbd.Client {
+	t.Helper()
 	var c *nbd.Client
-	// A volume takes clients within 2 s of a start.
+	// It takes clients within 2 s of a start.
 	if !harness.Poll(10*time.Second, func() bool {
-		uris := l.srv.Local().MustVolume(t, volume).NBDURIs
-		if len(uris) == 0 {
+		all := uris()
+		if len(all) == 0 {
 			return false
 		}
-		uri, err := nbd.ParseURI(uris[0])
+		uri, err := nbd.ParseURI(all[0])
 		if err != nil {
 			t.Fatal(err)
 		}
 		c, err = nbd.Dial(t.Context(), uri, nbd.Options{Attempts: 1})
 		return err == nil
 	}) {
-		t.Fatalf("volume %s takes no clients", volume)
+		t.Fatal("nobody takes clients")
 	}
 	return c
 }

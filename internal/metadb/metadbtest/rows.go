@@ -16,7 +16,7 @@ func testVolumes(t *testing.T, s service.Store) {
 	full := service.Volume{
 		ID: "vol-A", Zone: "ac1", Name: "it's a \"name\" ß", Description: "two\nlines", Type: 3,
 		Driver: "registered", Path: "/dev/disk '1'", Identity: "dev 8:1", SizeBytes: 123456789012,
-		Status: service.VolumeInUse, Transition: "applying", CreateTime: at(1), StatusTime: at(2), MixedJob: "job-A",
+		Status: service.VolumeInUse, Transition: "applying", CreateTime: at(1), StatusTime: at(2), MixedJob: "job-A", OnDemand: true,
 	}
 	update(t, s, func(tx service.Tx) error { return tx.InsertVolume(full) })
 	read := func(zone, id string) (v service.Volume, err error) {

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"cairn/internal/errs"
+	"cairn/internal/extent"
 	"cairn/internal/nbd"
 	"cairn/internal/volume"
 )
@@ -155,9 +156,16 @@ func (b backend) Status(ctx context.Context, into []nbd.Extent, name string, off
 		return into, errs.New(errs.Invalid, "volume %s has no context %q", b.v.id, name)
 	}
 	w := b.v.view.Load()
-	end := min(off+length, w.size)
+	return allocation(into, off, min(off+length, w.size), limit, func(off int64) (extent.Range, error) {
+		return b.v.data(ctx, w, off)
+	})
+}
+
+// allocation tells what of a range is data by what next finds: the first range
+// from off on that may hold anything but zeros, io.EOF if there is none.
+func allocation(into []nbd.Extent, off, end int64, limit int, next func(off int64) (extent.Range, error)) ([]nbd.Extent, error) {
 	for n := 0; off < end && n < limit; n++ {
-		d, err := b.v.data(ctx, w, off)
+		d, err := next(off)
 		if errors.Is(err, io.EOF) {
 			return append(into, nbd.Extent{Off: off, Len: end - off, Flags: nbd.Hole | nbd.Zero}), nil
 		}

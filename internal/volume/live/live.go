@@ -1,5 +1,6 @@
 // Package live holds managed volumes that serve clients, and that are frozen,
-// cloned and rolled back while they do. Format of the state files: record.go.
+// cloned and rolled back while they do; points are served beside them, to be
+// read. Format of the state files: record.go.
 //
 // A volume is a sparse data file, whose offsets are the volume's, and a state
 // file: which clusters of 64 KiB are still a base tree's in the repository,
@@ -85,6 +86,9 @@ type Driver struct {
 	vols     map[string]*opening
 	instants map[string]*instant
 	closed   bool
+
+	pointMu sync.Mutex // guards points; held while one is opened or closed
+	points  map[string]*point
 }
 
 var _ volume.Driver = (*Driver)(nil)
@@ -138,7 +142,7 @@ func New(cfg Config) (*Driver, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	d := &Driver{dir: dir, cfg: cfg, log: cfg.Log, vols: map[string]*opening{}, instants: map[string]*instant{}}
+	d := &Driver{dir: dir, cfg: cfg, log: cfg.Log, vols: map[string]*opening{}, instants: map[string]*instant{}, points: map[string]*point{}}
 	d.buffers.New = func() any { return new([clusterSize]byte) }
 	return d, nil
 }
@@ -164,7 +168,7 @@ func (d *Driver) Close() error {
 		all = append(all, o)
 	}
 	d.mu.Unlock()
-	var err error
+	err := d.closePoints()
 	for _, o := range all {
 		o.once.Do(func() { o.err = errClosed })
 		if o.v != nil {

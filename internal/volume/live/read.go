@@ -14,6 +14,7 @@ import (
 
 	"cairn/internal/errs"
 	"cairn/internal/extent"
+	"cairn/internal/volume"
 )
 
 func allZero(p []byte) bool {
@@ -145,21 +146,25 @@ func readFile(id string, f *os.File, p []byte, off int64) error {
 	}
 }
 
-// fetch reads from the base tree, and waits a while for a repository that is
-// away.
+// fetch reads from the base tree.
 func (v *vol) fetch(ctx context.Context, w *view, p []byte, off int64) error {
 	n := max(0, min(int64(len(p)), w.base.Size()-off))
 	clear(p[n:])
 	if n == 0 {
 		return nil
 	}
-	deadline := time.Now().Add(v.d.cfg.RepositoryWait)
+	if err := v.d.readTree(ctx, w.base, p[:n], off); err != nil {
+		return fmt.Errorf("read volume %s from its base: %w", v.id, err)
+	}
+	return nil
+}
+
+// readTree waits a while for a repository that is away.
+func (d *Driver) readTree(ctx context.Context, tree volume.Tree, p []byte, off int64) error {
+	deadline := time.Now().Add(d.cfg.RepositoryWait)
 	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 2*time.Second) {
-		err := w.base.ReadAt(ctx, p[:n], off)
+		err := tree.ReadAt(ctx, p, off)
 		if err == nil || !errs.Is(err, errs.Unavailable) || time.Now().Add(wait).After(deadline) {
-			if err != nil {
-				err = fmt.Errorf("read volume %s from its base: %w", v.id, err)
-			}
 			return err
 		}
 		timer := time.NewTimer(wait)

@@ -49,6 +49,8 @@ type Snapshot struct {
 	Progress       float64  `json:"progress"`
 	GroupID        string   `json:"group_id"`
 	Consistency    string   `json:"consistency"`
+	NBDURIs        []string `json:"nbd_uris"`
+	Clients        int      `json:"clients"`
 }
 
 // Volume is the object of API.md §6.
