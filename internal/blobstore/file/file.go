@@ -211,7 +211,21 @@ func (s *Store) write(ctx context.Context, f *os.File, parts [][]byte) error {
 	if err := s.sys.fdatasync(f); err != nil {
 		return fmt.Errorf("fdatasync: %w", err)
 	}
+	forget(f)
 	return ctx.Err()
+}
+
+// forgetFrom is the size from which a blob, once durable, leaves the page cache.
+const forgetFrom = 4 << 20
+
+// forget takes a large blob out of the page cache. A backup would fill all
+// memory with packs that nobody may ever read; and what it writes goes to
+// memory that is at hand, which in a virtual machine costs a third of memory
+// that the machine must be given first. It is advice.
+func forget(f *os.File) {
+	if st, err := f.Stat(); err == nil && st.Size() >= forgetFrom {
+		_ = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED)
+	}
 }
 
 // publish gives the temp file its blob name and syncs the folder.

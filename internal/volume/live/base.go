@@ -173,8 +173,9 @@ const (
 	// fillStep bytes are fetched at once.
 	fillStep = 2 << 20
 	// fillSync bytes are made durable together.
-	fillSync = 256 << 20
-	// maxFillers fetch at the same time, where there are as many processors.
+	fillSync = 64 << 20
+	// maxFillers fetch at the same time, where there are half as many processors:
+	// some wait for the repository while others decode.
 	maxFillers = 4
 )
 
@@ -196,8 +197,16 @@ func (d *Driver) Fill(ctx context.Context, s volume.Spec, pace func(ctx context.
 	var flushing errgroup.Group
 	flushing.SetLimit(1)
 	for at := w.tree.next(0); at < w.tree.n && err == nil; {
-		at, err = v.fillSpan(ctx, w, at, pace)
-		flushing.Go(v.flush)
+		from := at
+		at, err = v.fillSpan(ctx, w, from, pace)
+		end := at
+		flushing.Go(func() error {
+			if err := v.flush(); err != nil {
+				return err
+			}
+			v.forget(from*clusterSize, (end-from)*clusterSize)
+			return nil
+		})
 	}
 	err = errors.Join(err, flushing.Wait())
 	if v.retired.Load() {
@@ -212,7 +221,7 @@ func (d *Driver) Fill(ctx context.Context, s volume.Spec, pace func(ctx context.
 // fillSpan makes clusters from at on local, as many as are made durable
 // together, and tells where it ended.
 func (v *vol) fillSpan(ctx context.Context, w *view, at int64, pace func(ctx context.Context, n int64) error) (int64, error) {
-	fillers := min(runtime.GOMAXPROCS(0), maxFillers)
+	fillers := min(2*runtime.GOMAXPROCS(0), maxFillers)
 	bufs := make(chan []byte, fillers)
 	for range fillers {
 		bufs <- make([]byte, fillStep)
@@ -303,6 +312,16 @@ func (v *vol) writeBack(off, n int64) {
 	raw, err := v.f.SyscallConn()
 	if err == nil {
 		_ = raw.Control(func(fd uintptr) { _ = unix.SyncFileRange(int(fd), off, n, unix.SYNC_FILE_RANGE_WRITE) })
+	}
+}
+
+// forget takes a durable range out of the page cache: what nobody has asked for
+// yet shall not drive out what clients use, and the next span is written to
+// memory that is at hand (ADR 8). It is advice.
+func (v *vol) forget(off, n int64) {
+	raw, err := v.f.SyscallConn()
+	if err == nil {
+		_ = raw.Control(func(fd uintptr) { _ = unix.Fadvise(int(fd), off, n, unix.FADV_DONTNEED) })
 	}
 }
 
