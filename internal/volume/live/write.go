@@ -164,7 +164,6 @@ func (v *vol) store(w *view, c change) error {
 		h.preserve(w, first, last)
 	}
 	v.dirty.addRange(first, last+1)
-	v.unsynced.Store(true)
 	if w.base == nil {
 		return v.put(c)
 	}
@@ -240,8 +239,11 @@ func (v *vol) note(kind byte, payload []byte) error {
 	return nil
 }
 
-// put writes to the data file.
+// put writes to the data file. Only then unsynced is set: a sync that began
+// before it need not have what was written. What put leaves behind when it
+// fails midway counts, too.
 func (v *vol) put(c change) error {
+	defer v.unsynced.Store(true)
 	if c.p != nil {
 		if _, err := v.f.WriteAt(c.p, c.off); err != nil {
 			return ioFailure(v.id, "write", err)
@@ -314,7 +316,6 @@ func (v *vol) install(w *view, at int64, data []byte) error {
 	}
 	end := at + clusters(int64(len(data)))
 	defer v.lockStripes(at, end)()
-	v.unsynced.Store(true)
 	for from := at; from < end; {
 		n, err := v.installSome(w, from, end, data[(from-at)*clusterSize:])
 		if err != nil {
