@@ -292,8 +292,7 @@ func (v *vol) fillZeros(ctx context.Context, w *view, at int64) (n int64, err er
 	// That there are holes must be durable before it is said to be local: one
 	// may have been punched a moment ago.
 	v.unsynced.Store(true)
-	w.tree.removeRange(at, at+n)
-	return n, v.note(recordWhole, appendPair(nil, uint64(at), uint64(n)))
+	return n, v.noteWhole(w, at, n)
 }
 
 // fillRun makes the clusters from at on local that fit in data.

@@ -2,12 +2,21 @@ package live
 
 import (
 	"bytes"
+	"context"
 	"runtime"
 	"testing"
+
+	"cairn/internal/volume"
 )
 
 // yields let every goroutine come to where it waits.
 const yields = 1000
+
+func yield() {
+	for range yields {
+		runtime.Gosched()
+	}
+}
 
 // A sync that runs while a write is about to change the data need not have
 // what is written then: the next flush must sync again.
@@ -33,4 +42,64 @@ func TestSyncBesideWrite(t *testing.T) {
 		t.Error("a write was acknowledged that no later flush would sync")
 	}
 	ok(t, d.Close())
+}
+
+// Who writes to a cluster that somebody else has just made local appends no
+// record of its own. So the cluster may be seen as local only when its record
+// is in the state file, or the acknowledged write is lost with the process, and
+// the flushed one with the power.
+func TestRecordBeforeMap(t *testing.T) {
+	const size, at = 4 * clusterSize, 1
+	for _, c := range []struct {
+		name string
+		make func(ctx context.Context, d *Driver, v *vol) error
+	}{
+		{"read", func(ctx context.Context, _ *Driver, v *vol) error {
+			return v.read(ctx, make([]byte, 512), at*clusterSize)
+		}},
+		{"write of the whole cluster", func(ctx context.Context, _ *Driver, v *vol) error {
+			return v.write(ctx, change{p: bytes.Repeat([]byte("hers"), clusterSize/4), off: at * clusterSize, n: clusterSize})
+		}},
+		{"fill", func(ctx context.Context, d *Driver, v *vol) error {
+			return d.Fill(ctx, volume.Spec{ID: v.id, SizeBytes: size}, func(context.Context, int64) error { return nil })
+		}},
+		{"fill with zeros", func(ctx context.Context, _ *Driver, v *vol) error {
+			_, err := v.fillZeros(ctx, v.view.Load(), at)
+			return err
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			content := bytes.Repeat([]byte("tree"), size/4)
+			clear(content[at*clusterSize : (at+1)*clusterSize])
+			if c.name != "fill with zeros" {
+				content[at*clusterSize] = 1
+			}
+			d, v, _ := cloned(t, content)
+			ctx := t.Context()
+			mine := bytes.Repeat([]byte("mine"), pageSize/4)
+			ok(t, v.write(ctx, change{p: mine, off: size - pageSize, n: pageSize})) // so that the region is marked
+			v.state.Lock()                                                          // nothing can be appended now
+			made, written := make(chan error, 1), make(chan error, 1)
+			go func() { made <- c.make(ctx, d, v) }()
+			for v.gate.TryLock() {
+				v.gate.Unlock()
+				runtime.Gosched()
+			}
+			yield()
+			go func() {
+				written <- v.write(ctx, change{p: mine, off: at * clusterSize, n: pageSize})
+			}()
+			yield()
+			select {
+			case err := <-written:
+				t.Errorf("acknowledged (%v), while the state file calls the cluster the tree's", err)
+				written <- nil
+			default:
+			}
+			v.state.Unlock()
+			ok(t, <-made)
+			ok(t, <-written)
+			ok(t, d.Close())
+		})
+	}
 }

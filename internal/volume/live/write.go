@@ -3,6 +3,7 @@ package live
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"io"
 	"slices"
@@ -169,7 +170,7 @@ func (v *vol) store(w *view, c change) error {
 	}
 	locals, err := v.storeMixed(w, c)
 	// Also of a write that failed midway: pages that are local stay so.
-	return errors.Join(err, v.noteLocal(locals))
+	return errors.Join(err, v.noteLocal(w, locals))
 }
 
 // storeMixed changes clusters of which some are the tree's, and lists the
@@ -214,29 +215,44 @@ func (v *vol) storeForeign(w *view, at int64, c change) (uint16, error) {
 	to := (c.off - at*clusterSize + c.n + pageSize - 1) / pageSize
 	pages := uint16(1<<to - 1<<from)
 	if w.pages.add(at, pages)&w.whole(at) == w.whole(at) {
-		w.tree.remove(at)
 		pages = allPages
 	}
 	return pages, nil
 }
 
-// noteLocal writes down what became local, so that it is known after a crash
-// of this process; a flush makes it durable. The gate is held.
-func (v *vol) noteLocal(locals []byte) error {
+// noteLocal writes down the pages that became local. The gate is held.
+func (v *vol) noteLocal(w *view, locals []byte) error {
 	if len(locals) == 0 {
 		return nil
 	}
-	return v.note(recordLocal, locals)
+	return v.note(recordLocal, locals, func() {
+		for p := locals; len(p) > 0; p = p[16:] {
+			if binary.LittleEndian.Uint64(p[8:]) == allPages {
+				w.tree.remove(int64(binary.LittleEndian.Uint64(p)))
+			}
+		}
+	})
 }
 
-func (v *vol) note(kind byte, payload []byte) error {
+// note writes down what became local, so that it is known after a crash of
+// this process; a flush makes it durable. Then remove takes the clusters from
+// the tree, for everybody to see: who writes to one that is local appends no
+// record of his own, so he must come behind this one, and a state file that is
+// written anew must have either. The gate is held.
+func (v *vol) note(kind byte, payload []byte, remove func()) error {
 	v.state.Lock()
 	defer v.state.Unlock()
 	if err := v.appendLocked(kind, payload); err != nil {
 		return err
 	}
 	v.localEnd = v.file.end
+	remove()
 	return nil
+}
+
+// noteWhole is note of clusters that became local as wholes.
+func (v *vol) noteWhole(w *view, at, n int64) error {
+	return v.note(recordWhole, appendPair(nil, uint64(at), uint64(n)), func() { w.tree.removeRange(at, at+n) })
 }
 
 // put writes to the data file. Only then unsynced is set: a sync that began
@@ -377,8 +393,7 @@ func (v *vol) installSome(w *view, at, end int64, data []byte) (n int64, err err
 	if err != nil {
 		return 0, err
 	}
-	w.tree.removeRange(at, at+n)
-	return n, v.note(recordWhole, appendPair(nil, uint64(at), uint64(n)))
+	return n, v.noteWhole(w, at, n)
 }
 
 // putData fills a hole, and leaves clusters of zeros as they are.
