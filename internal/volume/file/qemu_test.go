@@ -2,6 +2,7 @@ package file
 
 import (
 	"context"
+	"net"
 	"os/exec"
 	"strings"
 	"testing"
@@ -115,12 +116,22 @@ func serve(t *testing.T, path string, flags []string) {
 	cmd := exec.CommandContext(ctx, "qemu-nbd", append([]string{"--persistent", "-f", "raw", "-k", socket}, append(flags, path)...)...)
 	ok(t, cmd.Start())
 	t.Cleanup(func() { _ = cmd.Process.Signal(unix.SIGTERM); _ = cmd.Wait() })
+	// It listens before it opens the volume, and greets afterwards.
 	for range 500 {
-		var st unix.Stat_t
-		if unix.Stat(socket, &st) == nil {
+		if greets(socket) {
 			return
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
 	t.Fatal("qemu-nbd did not start")
+}
+
+func greets(socket string) bool {
+	c, err := net.DialTimeout("unix", socket, 10*time.Second)
+	if err != nil {
+		return false
+	}
+	defer c.Close()
+	_, err = c.Read(make([]byte, 1))
+	return err == nil
 }
