@@ -53,6 +53,24 @@ func (e *Export) Connections() int {
 	return len(e.conns)
 }
 
+// AwaitDetached is Connections once those have ended that are about to: a client
+// that has just hung up is attached until the server has noticed. It waits for
+// limit at most.
+func (e *Export) AwaitDetached(ctx context.Context, limit time.Duration) int {
+	e.mu.Lock()
+	conns := slices.Collect(maps.Keys(e.conns))
+	e.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	for _, c := range conns {
+		select {
+		case <-c.finished:
+		case <-ctx.Done():
+		}
+	}
+	return e.Connections()
+}
+
 // SetSize changes the size that clients are told when they attach. The
 // protocol has no notice for those that are attached: they keep the old one,
 // so a Backend that shrinks must answer for what lies beyond.

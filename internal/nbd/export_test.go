@@ -205,8 +205,13 @@ func TestExclusiveAndSize(t *testing.T) {
 		t.Fatal(err)
 	}
 	first.do(ENOSPC, cmdWrite, 0, exportSize, 4, 1, 2, 3, 4)
+	if n := e.AwaitDetached(t.Context(), time.Millisecond); n != 1 {
+		t.Errorf("%d clients after a wait for one that stays", n)
+	}
 	first.nc.Close()
-	eventually(t, "the client is detached", func() bool { return e.Connections() == 0 })
+	if n := e.AwaitDetached(t.Context(), time.Minute); n != 0 {
+		t.Errorf("%d clients after a wait for one that left", n)
+	}
 	s.attached("v", false).do(0, cmdWrite, 0, exportSize, 4, 1, 2, 3, 4)
 }
 

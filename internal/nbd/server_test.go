@@ -211,7 +211,7 @@ func TestTooManyConnections(t *testing.T) {
 // connection; small requests of others are served all the while, and all is
 // given back.
 func TestStalls(t *testing.T) {
-	limits := Limits{Stall: 500 * time.Millisecond, ConnBytes: 4 << 20, TotalBytes: 6 << 20}
+	limits := Limits{Stall: 2 * time.Second, ConnBytes: 4 << 20, TotalBytes: 6 << 20}
 	s := serve(t, limits)
 	const size = 64 << 20
 	m := newMemory(size)

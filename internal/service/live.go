@@ -17,9 +17,11 @@ import (
 // Live is what the use cases need of managed volumes that serve clients,
 // beyond what a driver does. Its methods are those of internal/volume/live.
 type Live interface {
-	// Serve lets clients connect; Exported tells who did, and how.
+	// Serve lets clients connect; Exported tells who did, and how. Clients is how
+	// many they are, without those that are about to leave.
 	Serve(ctx context.Context, s volume.Spec) error
 	Exported(ctx context.Context, s volume.Spec) (volume.Export, error)
+	Clients(ctx context.Context, s volume.Spec) (int, error)
 	// Clone makes a volume of a tree's content, a Roller gives one that is there
 	// this content; both at once. The tree must stay readable until Base names
 	// it no more. After a forced rollback the volume is not served until Serve.
@@ -147,15 +149,15 @@ func (s *Service) refuseConnected(ctx context.Context, zone string, ids []string
 		if errs.Is(err, errs.NotFound) || err == nil && (!s.isLive(v) || v.Status != VolumeAvailable) {
 			continue
 		}
-		var e volume.Export
+		clients := 0
 		if err == nil {
-			e, err = s.lives.Exported(ctx, v.spec())
+			clients, err = s.lives.Clients(ctx, v.spec())
 		}
 		if err != nil {
 			return err
 		}
-		if e.Clients > 0 {
-			return errs.New(errs.Conflict, "volume %s has %d client connection(s) and cannot be %s under them; disconnect them first", v.ID, e.Clients, what)
+		if clients > 0 {
+			return errs.New(errs.Conflict, "volume %s has %d client connection(s) and cannot be %s under them; disconnect them first", v.ID, clients, what)
 		}
 	}
 	return nil

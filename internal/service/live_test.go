@@ -57,6 +57,11 @@ func (d liveDriver) Exported(_ context.Context, s volume.Spec) (volume.Export, e
 	return e, nil
 }
 
+func (d liveDriver) Clients(ctx context.Context, s volume.Spec) (int, error) {
+	e, err := d.Exported(ctx, s)
+	return e.Clients, err
+}
+
 // become gives a volume a tree's content.
 func (d liveDriver) become(s volume.Spec, t volume.Tree) error {
 	d.mu.Lock()

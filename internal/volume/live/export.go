@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -97,6 +98,27 @@ func (d *Driver) Exported(ctx context.Context, s volume.Spec) (e volume.Export, 
 		e.URIs, e.Clients = d.cfg.URIs(s.name), s.Connections()
 	}
 	return e, nil
+}
+
+// leaveLimit is how long a client that has hung up may still count as connected
+// when somebody wants its volume: who disconnects and then deletes shall not be
+// told that he is there.
+const leaveLimit = time.Second
+
+// Clients is how many clients use a volume, without those that have hung up. It
+// may wait a moment for them to be gone.
+func (d *Driver) Clients(ctx context.Context, s volume.Spec) (int, error) {
+	if err := ctx.Err(); err != nil {
+		return 0, err
+	}
+	v, err := d.vol(s.ID)
+	if err != nil {
+		return 0, err
+	}
+	if s := v.served.Load(); s != nil {
+		return s.AwaitDetached(ctx, leaveLimit), nil
+	}
+	return 0, nil
 }
 
 // backend does what NBD clients ask for.

@@ -58,8 +58,10 @@ func (d *Driver) UnservePoint(ctx context.Context, name string, force bool) erro
 	if p == nil {
 		return nil
 	}
-	if n := p.served.Connections(); n > 0 && !force {
-		return errs.New(errs.Conflict, "snapshot %s has %d client connection(s); disconnect them first, or use force", name, n)
+	if !force {
+		if n := p.served.AwaitDetached(ctx, leaveLimit); n > 0 {
+			return errs.New(errs.Conflict, "snapshot %s has %d client connection(s); disconnect them first, or use force", name, n)
+		}
 	}
 	if err := p.served.Remove(ctx); err != nil {
 		return err // some request goes on: the tree stays open, and this may be tried again
