@@ -75,7 +75,6 @@ func (h createJob) Do(ctx context.Context, run *job.Run) error {
 	// data, and must not look like a failure of the job. Nor may the job's end,
 	// which fences this run off, keep it from letting go.
 	ctx = context.WithoutCancel(ctx)
-	c.settleTracking(ctx)
 	if err := session.Committed(ctx); err != nil {
 		run.Log.Warn("publish the session's chunks to the index", "error", err)
 	}
@@ -99,11 +98,7 @@ func (c *creation) captureAndCommit(ctx context.Context, session engine.Session)
 		}
 		c.hits = session.Hits()
 		var gone goneError
-		err := c.s.store.Update(ctx, c.commit)
-		if !errors.As(err, &gone) {
-			if err != nil && c.committed(ctx) {
-				return nil
-			}
+		if err := c.settle(ctx); !errors.As(err, &gone) {
 			return err
 		}
 		c.run.Log.Info("packs that the points refer to are being deleted; storing the points again", "packs", len(gone.packs))
@@ -127,16 +122,41 @@ func (c *creation) committed(ctx context.Context) bool {
 	return err == nil && done
 }
 
-// settleTracking tells the drivers that changes count from the new points on.
-func (c *creation) settleTracking(ctx context.Context) {
-	for _, h := range c.holds {
-		var checkpoints []volume.Checkpoint
-		for _, i := range h.members {
-			checkpoints = append(checkpoints, c.took[i].Checkpoint)
+// settle makes the points real, and with that the volumes everybody's and the
+// points what the drivers count changes from.
+func (c *creation) settle(ctx context.Context) error {
+	commit := func() error {
+		err := c.s.store.Update(ctx, c.commit)
+		if err != nil && !errors.As(err, new(goneError)) && c.committed(ctx) {
+			return nil
 		}
-		if err := h.instant.Settle(ctx, checkpoints); err != nil {
+		return err
+	}
+	// Managed volumes are the last of the holds, so the others are given back
+	// first: what was written to a managed one must be made durable before.
+	for _, h := range c.holds {
+		commit = c.settling(ctx, h, commit)
+	}
+	return commit()
+}
+
+// settling is commit within the settling of a hold. It fails only if commit
+// does: the rest costs time at most.
+func (c *creation) settling(ctx context.Context, h *hold, commit func() error) func() error {
+	var checkpoints []volume.Checkpoint
+	for _, i := range h.members {
+		checkpoints = append(checkpoints, c.took[i].Checkpoint)
+	}
+	return func() error {
+		refused := error(errs.New(errs.Internal, "driver %s did not commit the points of its instant", h.kind))
+		err := h.instant.Settle(context.WithoutCancel(ctx), checkpoints, func() error {
+			refused = commit()
+			return refused
+		})
+		if refused == nil && err != nil {
 			c.run.Log.Warn("begin to track changes from the new points on; the next ones read everything", "driver", h.kind, "error", err)
 		}
+		return refused
 	}
 }
 

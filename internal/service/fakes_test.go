@@ -105,6 +105,7 @@ type disk struct {
 	base    map[string]string            // of live volumes: the point that their content comes from
 	tracked map[string]volume.Checkpoint // what changes are tracked from, by the same keys
 	order   []string                     // when which driver's freeze began and ended
+	settle  func(commit func() error) error
 }
 
 func newDisk() *disk {
@@ -322,7 +323,14 @@ func (i *instant) Source(n int) volume.Source  { return i.sources[n] }
 func (i *instant) Close() error                { return nil }
 func (i *instant) Check(context.Context) error { return i.d.f.do("Check", i.check) }
 
-func (i *instant) Settle(_ context.Context, checkpoints []volume.Checkpoint) error {
+func (i *instant) Settle(_ context.Context, checkpoints []volume.Checkpoint, commit func() error) error {
+	if settle := i.d.settle; settle != nil {
+		inner := commit
+		commit = func() error { return settle(inner) }
+	}
+	if err := commit(); err != nil {
+		return err
+	}
 	return i.d.f.do("Settle", func() error {
 		i.d.mu.Lock()
 		defer i.d.mu.Unlock()

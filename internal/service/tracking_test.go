@@ -2,6 +2,7 @@ package service_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"log/slog"
 	"strings"
@@ -81,6 +82,38 @@ func TestTrackingIsNotSettled(t *testing.T) {
 		p.idle()
 		if got := p.trackedFrom(v); got != before {
 			t.Errorf("Settle failed, but it is tracked from %q", got)
+		}
+	})
+}
+
+// Whoever sees that a point is there may take the next one: the end of a job is
+// committed while its drivers still have the volumes, and wait for them no more.
+func TestInstantsAreHeldUntilTheEnd(t *testing.T) {
+	in(t, func(t *testing.T, p *process) {
+		ids := append(p.volumes(2), p.register("/srv/disk.raw").ID)
+		settled := 0
+		p.w.disk.settle = func(commit func() error) error {
+			unfinished := func() int {
+				jobs, err := p.UnfinishedJobs(context.Background(), zone)
+				if err != nil {
+					t.Error(err)
+				}
+				return len(jobs)
+			}
+			if n := unfinished(); n != 1 {
+				t.Errorf("%d jobs are under way before the commit", n)
+			}
+			err := commit()
+			if n := unfinished(); err == nil && n != 0 {
+				t.Errorf("%d jobs are under way after the commit", n)
+			}
+			settled++
+			return err
+		}
+		p.good(p.create(false, ids...))
+		p.idle()
+		if settled != 2 {
+			t.Errorf("%d drivers settled, want 2", settled)
 		}
 	})
 }

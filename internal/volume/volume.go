@@ -117,12 +117,17 @@ type Instant interface {
 	// that what was read could be a mixture. A durable Instant never changes.
 	// Call it after the last read.
 	Check(ctx context.Context) error
-	// Settle says that the points taken of this instant are committed: changes
-	// of the i-th source are tracked from checkpoints[i] on, which is what it
-	// showed at the instant. An instant that is dropped without it leaves
-	// tracking as it was, with what changed since counted in. When Settle fails
-	// the next capture may have to read everything; nothing else is lost.
-	Settle(ctx context.Context, checkpoints []Checkpoint) error
+	// Settle runs commit, once, which makes the points taken of this instant
+	// real. If that fails Settle fails with its error, and the instant is held
+	// on. Else changes of the i-th source are tracked from checkpoints[i] on,
+	// which is what it showed at the instant, and the volumes are everybody's:
+	// who comes for one of them meanwhile waits, so that nobody is refused once
+	// what commit did can be seen. When Settle fails after commit the next
+	// capture may have to read everything; nothing else is lost.
+	//
+	// An instant that is closed without it leaves tracking as it was, with what
+	// changed since counted in.
+	Settle(ctx context.Context, checkpoints []Checkpoint, commit func() error) error
 	// Close frees locks and descriptors. A durable instant stays for Reopen
 	// until Drop.
 	Close() error

@@ -308,7 +308,9 @@ func (i *instant) Durable() bool              { return i.durable }
 func (i *instant) Source(n int) volume.Source { return i.sources[n] }
 func (i *instant) Close() error               { return nil }
 
-func (i *instant) Settle(context.Context, []volume.Checkpoint) error { return nil }
+func (i *instant) Settle(_ context.Context, _ []volume.Checkpoint, commit func() error) error {
+	return commit()
+}
 
 func (i *instant) Check(context.Context) error {
 	if hook := i.d.onCheck; hook != nil {

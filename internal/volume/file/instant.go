@@ -165,8 +165,14 @@ func (in *instant) Check(ctx context.Context) error {
 	return nil
 }
 
-// Settle does nothing: changes are not tracked.
-func (in *instant) Settle(context.Context, []volume.Checkpoint) error { return nil }
+// Settle lets go of the volumes once commit is through: changes are not
+// tracked. Who comes for one of them before waits in claim.
+func (in *instant) Settle(_ context.Context, _ []volume.Checkpoint, commit func() error) error {
+	if err := commit(); err != nil {
+		return err
+	}
+	return in.free()
+}
 
 func (in *instant) Close() error {
 	d := in.disks

@@ -1,6 +1,7 @@
 package live
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -119,17 +120,28 @@ func (in *instant) Check(context.Context) error {
 }
 
 // Settle makes the instant the one from which changes are counted.
-func (in *instant) Settle(_ context.Context, checkpoints []volume.Checkpoint) error {
+func (in *instant) Settle(_ context.Context, checkpoints []volume.Checkpoint, commit func() error) error {
 	if len(checkpoints) != len(in.vols) {
 		return errs.New(errs.Internal, "hold %s: %d checkpoints for %d volumes", in.name, len(checkpoints), len(in.vols))
 	}
+	order := make([]int, len(in.vols))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortFunc(order, func(a, b int) int { return strings.Compare(in.vols[a].id, in.vols[b].id) })
+	for _, i := range order {
+		in.vols[i].op.Lock()
+	}
+	refused := commit()
 	var all error
-	for i, v := range in.vols {
-		v.op.Lock()
-		all = errors.Join(all, v.settle(in.holds[i], checkpoints[i], in.audit[i]))
+	for _, i := range order {
+		v := in.vols[i]
+		if refused == nil {
+			all = errors.Join(all, v.settle(in.holds[i], checkpoints[i], in.audit[i]))
+		}
 		v.op.Unlock()
 	}
-	return all
+	return cmp.Or(refused, all)
 }
 
 // Close gives up what was not settled.

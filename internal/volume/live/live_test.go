@@ -10,6 +10,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"cairn/internal/errs"
 	"cairn/internal/foldertest"
@@ -148,7 +149,7 @@ func TestInstantBesideWriters(t *testing.T) {
 			}
 		}
 		if n%2 == 0 {
-			ok(t, in.Settle(t.Context(), []volume.Checkpoint{"c"}))
+			ok(t, in.Settle(t.Context(), []volume.Checkpoint{"c"}, committed))
 		}
 		ok(t, in.Close())
 	}
@@ -156,6 +157,53 @@ func TestInstantBesideWriters(t *testing.T) {
 	all.Wait()
 	ok(t, d.Close())
 }
+
+// Whoever comes while the points of an instant are committed waits, and is then
+// refused by nobody: also at the last of its volumes, the data of which may take
+// its time to become durable.
+func TestSettleHandsOver(t *testing.T) {
+	d := open(t, config(foldertest.InMemory(t), newForest()))
+	ctx := t.Context()
+	var all []volume.Spec
+	for _, id := range []string{"vol-C", "vol-A", "vol-B"} {
+		s := volume.Spec{ID: id, SizeBytes: 64 << 20}
+		ok(t, d.Create(ctx, s))
+		all = append(all, s)
+	}
+	data := bytes.Repeat([]byte("data"), 16<<20)
+	for round := range 3 {
+		for _, s := range all {
+			v, err := d.vol(s.ID)
+			ok(t, err)
+			ok(t, v.write(ctx, change{p: data, n: int64(len(data))}))
+		}
+		in, err := d.Freeze(ctx, "first", all, nil)
+		ok(t, err)
+		var others sync.WaitGroup
+		var through atomic.Bool
+		ok(t, in.Settle(ctx, []volume.Checkpoint{"c", "a", "b"}, func() error {
+			for i, s := range all {
+				others.Go(func() {
+					next, err := d.Freeze(ctx, fmt.Sprint("next", i), []volume.Spec{s}, nil)
+					if err != nil || !through.Load() {
+						t.Errorf("round %d: freeze of %s after the commit: %v, %v", round, s.ID, through.Load(), err)
+					}
+					if err == nil {
+						ok(t, next.Close())
+					}
+				})
+			}
+			time.Sleep(20 * time.Millisecond)
+			through.Store(true)
+			return nil
+		}))
+		others.Wait()
+		ok(t, in.Close())
+	}
+	ok(t, d.Close())
+}
+
+func committed() error { return nil }
 
 func stamp(round uint32) []byte {
 	return bytes.Repeat([]byte{byte(round), byte(round >> 8)}, pageSize/2)
@@ -179,7 +227,7 @@ func TestScratchIsFull(t *testing.T) {
 	fill(1)
 	in, err := d.Freeze(ctx, "first", []volume.Spec{s}, nil)
 	ok(t, err)
-	ok(t, in.Settle(ctx, []volume.Checkpoint{"one"}))
+	ok(t, in.Settle(ctx, []volume.Checkpoint{"one"}, committed))
 	ok(t, in.Close())
 
 	in, err = d.Freeze(ctx, "second", []volume.Spec{s}, nil)
@@ -342,7 +390,7 @@ func TestSettledDataIsDurable(t *testing.T) {
 	if !v.unsynced.Load() {
 		t.Fatal("the write is durable already: this test shows nothing")
 	}
-	ok(t, in.Settle(ctx, []volume.Checkpoint{"c"}))
+	ok(t, in.Settle(ctx, []volume.Checkpoint{"c"}, committed))
 	if v.unsynced.Load() {
 		t.Error("tracking counts from a point whose data is not durable in the volume")
 	}

@@ -205,7 +205,7 @@ func (m *machine) lookAtChanges(rt *rapid.T, src volume.Source) {
 func (m *machine) settle(rt *rapid.T) {
 	only(rt, m.in != nil, "no instant is held")
 	m.look(rt)
-	ok(rt, m.in.Settle(context.Background(), []volume.Checkpoint{checkpointOf(m.frozen)}))
+	ok(rt, m.in.Settle(context.Background(), []volume.Checkpoint{checkpointOf(m.frozen)}, committed))
 	ok(rt, m.in.Close())
 	m.trees = append(m.trees, m.f.plant(m.frozen))
 	m.since, m.in = m.frozen, nil

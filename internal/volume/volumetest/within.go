@@ -44,8 +44,19 @@ func testWithin(t *testing.T, h Harness) {
 	}
 	same(t, "volume that was held", readAll(t, in.Source(1)), want)
 	ok(t, in.Check(ctx))
-	ok(t, in.Settle(ctx, []volume.Checkpoint{"one", "two"}))
+	broken := errors.New("broken")
+	if err := in.Settle(ctx, []volume.Checkpoint{"one", "two"}, func() error { return broken }); !errors.Is(err, broken) {
+		t.Errorf("settled, although the commit failed: %v", err)
+	}
+	same(t, "volume that is still held", readAll(t, in.Source(1)), want)
+	ok(t, in.Settle(ctx, []volume.Checkpoint{"one", "two"}, committed))
+	// The volumes are everybody's, whether the instant is closed or not.
+	next, err := h.Driver.Freeze(ctx, "next", []volume.Spec{b, a}, nil)
+	ok(t, err)
+	ok(t, errors.Join(next.Close(), h.Driver.Drop(ctx, "next")))
 }
+
+func committed() error { return nil }
 
 // overwrite opens a volume and writes over its first bytes.
 func overwrite(ctx context.Context, d volume.Driver, s volume.Spec) error {
