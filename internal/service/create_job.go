@@ -184,6 +184,7 @@ func (s *Service) letGo(ctx context.Context, run *job.Run, closed error) {
 	if err != nil {
 		run.Log.Warn("let go of the instant; the next start tries again", "error", err)
 	}
+	s.fillSoon() // while a volume is read it keeps its base
 }
 
 // load reads the rows, takes the session over and notes that drivers may hold

@@ -166,6 +166,7 @@ func (s *Service) freezeForExport(ctx context.Context, v Volume, holder string) 
 		return nil, err
 	}
 	thaw := func() error {
+		defer s.fillSoon() // while a volume is read it keeps its base
 		return errors.Join(instant.Close(), d.Drop(context.WithoutCancel(ctx), holder))
 	}
 	image, err := s.engine.SourceImage(ctx, instant.Source(0))

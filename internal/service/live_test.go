@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"cairn/internal/engine"
 	"cairn/internal/errs"
@@ -41,6 +42,8 @@ type ownership struct {
 	points map[string]string // refs of served points, by name
 	// alone is called when a roller is closed that End did not close.
 	alone func(volumeID string)
+	// filling is called before a volume is filled, which it may refuse.
+	filling func(volumeID string) error
 }
 
 func (d liveDriver) Serve(context.Context, volume.Spec) error {
@@ -139,6 +142,11 @@ func (d liveDriver) Fill(ctx context.Context, s volume.Spec, pace func(context.C
 		return err
 	}
 	return d.f.do("Fill", func() error {
+		if d.own.filling != nil {
+			if err := d.own.filling(s.ID); err != nil {
+				return err
+			}
+		}
 		d.mu.Lock()
 		defer d.mu.Unlock()
 		delete(d.base, s.ID)
@@ -300,6 +308,56 @@ func TestOnDemand(t *testing.T) {
 		t.Errorf("on demand without live volumes: %v", err)
 	}
 	p.stop()
+}
+
+// A volume that cannot let go of its base while it is read does so when that
+// ends, not when volumes are looked after the next time.
+func TestFilledAfterInstant(t *testing.T) {
+	ctx := context.Background()
+	w := newWorld(t)
+	w.live, w.still = true, true
+	p := w.start(nil)
+	defer p.stop()
+	v := p.volumes(1)[0]
+	clone := p.good(p.clone(p.point(v))).ResourceIDs[0]
+	for _, ends := range []struct {
+		name  string
+		tries int // at once: at its start, and because the clone was made
+		read  func()
+	}{
+		{"point", 2, func() { p.point(clone) }},
+		{"export", 1, func() {
+			image, err := p.ExportVolume(ctx, zone, clone)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := image.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}},
+	} {
+		t.Run(ends.name, func(t *testing.T) {
+			tried := make(chan struct{}, 100)
+			p.own.filling = func(id string) error {
+				tried <- struct{}{}
+				return errs.New(errs.Busy, "volume %s is being read by another job", id)
+			}
+			ctx, cancel := context.WithCancel(ctx)
+			filler := make(chan struct{})
+			go func() { defer close(filler); p.Fill(ctx) }()
+			for range ends.tries {
+				<-tried
+			}
+			ends.read()
+			select {
+			case <-tried:
+			case <-time.After(patience / 4): // a quarter of the time until it would be tried anyway
+				t.Error("nobody tried again")
+			}
+			cancel()
+			<-filler
+		})
+	}
 }
 
 // Nobody rolls back or deletes a volume under its clients, unless forced.

@@ -61,6 +61,7 @@ func (h resizeJob) Do(ctx context.Context, run *job.Run) error {
 			return fmt.Errorf("grow volume %s: %w", id, err)
 		}
 	}
+	h.s.fillSoon() // a fill ends when its volume grows
 	return h.s.store.Update(ctx, func(tx Tx) error {
 		err := changeVolumes(tx, params.Volumes, func(v *Volume) { v.SizeBytes, v.Transition = params.SizeBytes, "" })
 		if err != nil {
