@@ -40,14 +40,19 @@ func newLiveRig(t *testing.T, extra ...string) *liveRig {
 	return l
 }
 
-// dial connects as a program of this host would.
 func (l *liveRig) dial(t *testing.T, volume string) *nbd.Client {
 	t.Helper()
-	return dialExport(t, func() []string { return l.srv.Local().MustVolume(t, volume).NBDURIs })
+	return dialVolume(t.Context(), t, l.srv, volume)
+}
+
+// dialVolume connects as a program of this host would.
+func dialVolume(ctx context.Context, t harness.TB, srv *harness.Server, volume string) *nbd.Client {
+	t.Helper()
+	return dialExport(ctx, t, func() []string { return srv.Local().MustVolume(t, volume).NBDURIs })
 }
 
 // dialExport connects to the first URI that there is, in time.
-func dialExport(t *testing.T, uris func() []string) *nbd.Client {
+func dialExport(ctx context.Context, t harness.TB, uris func() []string) *nbd.Client {
 	t.Helper()
 	var c *nbd.Client
 	// It takes clients within 2 s of a start.
@@ -58,12 +63,12 @@ func dialExport(t *testing.T, uris func() []string) *nbd.Client {
 		}
 		uri, err := nbd.ParseURI(all[0])
 		if err != nil {
-			t.Fatal(err)
+			t.Fatalf("%v", err)
 		}
-		c, err = nbd.Dial(t.Context(), uri, nbd.Options{Attempts: 1})
+		c, err = nbd.Dial(ctx, uri, nbd.Options{Attempts: 1})
 		return err == nil
 	}) {
-		t.Fatal("nobody takes clients")
+		t.Fatalf("nobody takes clients")
 	}
 	return c
 }

@@ -35,7 +35,7 @@ func (p *powerRun) live(t *testing.T, script []string) {
 	t.Helper()
 	p.step(t, "start", func() { p.srv.Run(t) })
 	if p.lie {
-		p.takeSyncs(t)
+		takeSyncs(t, p.srv)
 	}
 	for _, act := range script {
 		p.act(t, act)
@@ -225,9 +225,9 @@ func (p *powerRun) killIn(t *testing.T, method, path string, body any) harness.J
 	return p.api().OK(t, j)
 }
 
-// takeSyncs makes every sync of the running server do nothing and say that it
+// takeSyncs makes every sync of a running server do nothing and say that it
 // went well, until the server ends.
-func (p *powerRun) takeSyncs(t *testing.T) {
+func takeSyncs(t *testing.T, srv *harness.Server) {
 	t.Helper()
 	if _, err := exec.LookPath("strace"); err != nil {
 		t.Skip("skipped: no strace here (scripts/setup.sh test-long installs it)")
@@ -235,7 +235,7 @@ func (p *powerRun) takeSyncs(t *testing.T) {
 	const syncs = "fsync,fdatasync,syncfs,sync,sync_file_range,msync"
 	ctx, cancel := context.WithCancel(t.Context())
 	out := filepath.Join(t.TempDir(), "strace.log")
-	cmd := exec.CommandContext(ctx, "strace", "-f", "-qq", "-e", "trace="+syncs, "-e", "inject="+syncs+":retval=0", "-o", out, "-p", fmt.Sprint(p.srv.PID()))
+	cmd := exec.CommandContext(ctx, "strace", "-f", "-qq", "-e", "trace="+syncs, "-e", "inject="+syncs+":retval=0", "-o", out, "-p", fmt.Sprint(srv.PID()))
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -246,9 +246,9 @@ func (p *powerRun) takeSyncs(t *testing.T) {
 	})
 	// It holds all threads once it has written something of one of them.
 	ok := harness.Poll(20*time.Second, func() bool {
-		r := p.api().Send(t, http.MethodPost, "volumes", map[string]any{"volume_name": "probe", "size_bytes": 4096})
-		id := p.api().OK(t, r.Begin(t)).ResourceIDs
-		p.api().DeleteVolumes(t, id...)
+		r := srv.API().Send(t, http.MethodPost, "volumes", map[string]any{"volume_name": "probe", "size_bytes": 4096})
+		id := srv.API().OK(t, r.Begin(t)).ResourceIDs
+		srv.API().DeleteVolumes(t, id...)
 		st, err := os.Stat(out)
 		return err == nil && st.Size() > 0
 	})

@@ -63,7 +63,7 @@ func TestServedSnapshot(t *testing.T) {
 
 	l.srv.Kill(t)
 	l.srv.Run(t)
-	c = dialExport(t, uris)
+	c = dialExport(t.Context(), t, uris)
 	if again := uris(); again[0] != first[0] {
 		t.Errorf("served as %s after a restart, before as %s", again[0], first[0])
 	}
