@@ -330,39 +330,31 @@ func (m *machine) powerCut(rt *rapid.T) {
 	m.start()
 	got := make([]byte, len(m.now))
 	ok(rt, m.vol(rt).read(context.Background(), got, 0))
-	for page := int64(0); page*pageSize < int64(len(got)); page++ {
-		have := m.page(got, page)
-		if bytes.Equal(have, m.page(m.flushed, page)) {
-			continue
-		}
-		found := false
+	for off := int64(0); off < int64(len(got)); off += sectorSize {
+		page := off / pageSize
+		have, flushed := sectorAt(got, off), sectorAt(m.flushed, off)
+		found := bytes.Equal(have, flushed)
 		for _, may := range m.risky[page] {
-			found = found || bytes.Equal(have, may)
+			found = found || bytes.Equal(have, sectorAt(may, off-page*pageSize))
 		}
 		if !found {
-			rt.Fatalf("page %d (cluster %d) holds %x… after the power cut, and never did since the last flush; flushed was %x…", page, page/clusterPages, have[:4], m.page(m.flushed, page)[:4])
+			rt.Fatalf("sector %d (cluster %d, page %d) holds %x… after the power cut, and never did since the last flush; flushed was %x…", off/sectorSize, page/clusterPages, page, have[:4], flushed[:4])
 		}
 	}
 	m.now = got
 	m.durable(rt)
 }
 
-// spoil makes of the files what a power cut may: appended records that were
-// not synced are cut, and pages written since the last flush hold any of what
-// was written, or anything where the map did not call them local.
+// sectorSize is what a disk writes as a whole.
+const sectorSize = 512
+
+func sectorAt(of []byte, off int64) []byte { return of[off:min(off+sectorSize, int64(len(of)))] }
+
+// spoil makes of the files what a power cut may: each sector that was written
+// since the last sync is as it was then, as it is now, or as it was in between,
+// whatever became of the others, and of the other file's. What the map did not
+// call local may be anything.
 func (m *machine) spoil(rng *rand.Rand, state *stateFile) error {
-	cut := state.synced
-	if n := state.end - state.synced; n > 0 {
-		cut += rng.Int64N(n + 1)
-	}
-	f, err := os.OpenFile(state.path, os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if _, err := f.WriteAt(make([]byte, state.end-cut), cut); err != nil {
-		return err
-	}
 	data, err := os.OpenFile(m.d.dataPath(m.s.ID), os.O_RDWR, 0)
 	if err != nil {
 		return err
@@ -370,15 +362,43 @@ func (m *machine) spoil(rng *rand.Rand, state *stateFile) error {
 	defer data.Close()
 	for page, may := range m.risky {
 		may = append(may, m.page(m.flushed, page))
-		p := may[rng.IntN(len(may))]
-		if m.safe.foreign(page*pageSize) && rng.IntN(2) == 0 {
-			p = bytes.Repeat([]byte{0xEE}, len(p))
-		}
-		if _, err := data.WriteAt(p, page*pageSize); err != nil {
-			return err
+		foreign := m.safe.foreign(page * pageSize)
+		for off := int64(0); off < int64(len(may[0])); off += sectorSize {
+			p := sectorAt(may[rng.IntN(len(may))], off)
+			if foreign && rng.IntN(2) == 0 {
+				p = bytes.Repeat([]byte{0xEE}, len(p))
+			}
+			if _, err := data.WriteAt(p, page*pageSize+off); err != nil {
+				return err
+			}
 		}
 	}
-	return nil
+	return spoilState(rng, state)
+}
+
+// spoilState does so to what was appended to the state file. Records were
+// appended one after the other, so a sector that is older ends earlier.
+func spoilState(rng *rand.Rand, state *stateFile) error {
+	f, err := os.OpenFile(state.path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	keep := []int{0, 50, 90, 100}[rng.IntN(4)] // percent of the sectors
+	for off := state.synced; off < state.end; {
+		end := min((off/sectorSize+1)*sectorSize, state.end)
+		if rng.IntN(100) >= keep {
+			from := off + rng.Int64N(end-off+1)
+			if _, err := f.WriteAt(make([]byte, end-from), from); err != nil {
+				return err
+			}
+		}
+		off = end
+	}
+	if rng.IntN(4) > 0 {
+		return nil
+	}
+	return f.Truncate(state.synced + rng.Int64N(state.room-state.synced+1)) // a size that is not durable
 }
 
 func (m *machine) check(rt *rapid.T) {
