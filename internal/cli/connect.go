@@ -16,9 +16,14 @@ func (a *app) volumeConnect() *cobra.Command {
 	return &cobra.Command{
 		Use: "connect VOLUME", Short: "Show how to use a managed volume as a block device", Args: arity(1, 1),
 		Long: `Show the NBD URI of a managed volume, and ready lines for programs that use
-it: QEMU, the kernel's client (nbd-client), nbdfuse, and fstab. Any number of
-connections may be made. The URI stays the same over restarts of the server and
-over a rollback, but for one with --force.
+it: QEMU, qemu-nbd and nbd-client, which make /dev/nbd0 of it, nbdfuse, and
+nbdtab and fstab, which go by nbd-client. Any number of connections may be made.
+The URI stays the same over restarts of the server and over a rollback, but for
+one with --force.
+
+While the server restarts, QEMU and qemu-nbd wait up to 5 minutes and go on.
+With nbd-client, even with its -persist, requests then fail at once, and a
+filesystem must be unmounted, attached again and checked.
 
 Through the server's unix socket this is the URI of its other socket, for
 programs on the same host; else one of --nbd-listen.`,
@@ -70,34 +75,36 @@ func (s *session) printURIs(id string, uris []string, readOnly bool) error {
 		return fmt.Errorf("the server answered with the URI %q: %w", uri, err)
 	}
 	name, socket := strings.TrimPrefix(u.Path, "/"), u.Query().Get("socket")
-	kernel := fmt.Sprintf("nbd-client -unix %s /dev/nbd0 -name %s -persist", quote(socket), name)
-	table := fmt.Sprintf("nbd0 %s %s unix,persist", socket, name)
+	server := "server.type=unix,server.path=" + qemuValue(socket)
+	kernel := fmt.Sprintf("nbd-client -unix %s /dev/nbd0 -name %s", quote(socket), name)
+	table := fmt.Sprintf("nbd0 %s %s unix", socket, name)
 	if socket == "" {
-		kernel = fmt.Sprintf("nbd-client %s %s /dev/nbd0 -name %s -persist", u.Hostname(), u.Port(), name)
-		table = fmt.Sprintf("nbd0 %s %s port=%s,persist", u.Hostname(), name, u.Port())
+		server = "server.type=inet,server.host=" + qemuValue(u.Hostname()) + ",server.port=" + u.Port()
+		kernel = fmt.Sprintf("nbd-client %s %s /dev/nbd0 -name %s", u.Hostname(), u.Port(), name)
+		table = fmt.Sprintf("nbd0 %s %s port=%s", u.Hostname(), name, u.Port())
 	}
-	drive, options := ",discard=unmap", ""
+	drive, device, fuse, mount, check := "discard=unmap", "--discard=unmap", "", "", "2"
 	if readOnly {
-		drive, options = ",readonly=on", "ro,norecovery,"
+		// A file system check cannot write to it, nor can a mount replay a journal.
+		drive, device, fuse, mount, check = "readonly=on", "--read-only", "-r ", "ro,norecovery,", "0"
 	}
 	return s.printPairs([]pair{
 		{"uri", uri},
-		{"qemu", "qemu-system-x86_64 … -drive file=" + quote(uri) + ",format=raw,if=virtio" + drive},
-		{"kernel", kernel},
-		{"nbdfuse", "nbdfuse " + mark(readOnly, "-r ") + "/mnt/" + id + " " + quote(uri)},
+		{"qemu", "qemu-system-x86_64 … -drive file=" + quote(qemuValue(uri)) + ",file.reconnect-delay=" + reconnectDelay + ",format=raw,if=virtio," + drive},
+		{"qemu-nbd", "qemu-nbd --fork --connect=/dev/nbd0 " + device + " --image-opts " + quote("driver=nbd,"+server+",export="+name+",reconnect-delay="+reconnectDelay)},
+		{"nbd-client", kernel},
+		{"nbdfuse", "nbdfuse " + fuse + "/mnt/" + id + " " + quote(uri)},
 		{"nbdtab", table},
-		{"fstab", "/dev/nbd0 /mnt ext4 " + options + "_netdev,nofail,x-systemd.requires=nbd@nbd0.service 0 " + passOf(readOnly)},
+		{"fstab", "/dev/nbd0 /mnt ext4 " + mount + "_netdev,nofail,x-systemd.requires=nbd@nbd0.service 0 " + check},
 	})
 }
 
-// passOf is fstab's order of file system checks; what cannot be written to is
-// not checked.
-func passOf(readOnly bool) string {
-	if readOnly {
-		return "0"
-	}
-	return "2"
-}
+// reconnectDelay is for how many seconds QEMU's client holds requests while it
+// tries to reach the server again; by itself it would fail them at once.
+const reconnectDelay = "300"
+
+// qemuValue is s as a value in a list of QEMU's options.
+func qemuValue(s string) string { return strings.ReplaceAll(s, ",", ",,") }
 
 // quote makes a word of s for a shell.
 func quote(s string) string {
