@@ -57,7 +57,7 @@ func NewServer(t testing.TB, bin, dir, logPath string, extra ...string) *Server 
 		t.Fatalf("open the server's log: %v", err)
 	}
 	s.log = f
-	s.Addr = freeAddr(t)
+	s.Addr = FreeAddr(t)
 	s.tcp = newClient(s.BaseURL(), "")
 	s.unix = newClient("http://cairn.sock", s.Socket())
 	t.Cleanup(func() {
@@ -194,9 +194,9 @@ func CleanEnv(add ...string) []string {
 	return append(env, add...)
 }
 
-// freeAddr finds a loopback port that nobody listens on. Somebody may take it
+// FreeAddr finds a loopback port that nobody listens on. Somebody may take it
 // before the server does; then the start fails loudly.
-func freeAddr(t TB) string {
+func FreeAddr(t TB) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
