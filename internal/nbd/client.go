@@ -32,7 +32,8 @@ var (
 //
 // A connection that is lost is replaced, with a bounded number of attempts:
 // reads, Status and Flush are asked again, a write only if no byte of it had
-// been sent (see ErrUncertain, ErrLostWrites). A server that offers something
+// been sent (see ErrUncertain, ErrLostWrites). One whose server answers these
+// that it is shutting down counts as lost. A server that offers something
 // else then (size, flags, block sizes, contexts) fails the request: it is not
 // the same export.
 //
@@ -174,7 +175,7 @@ func (c *Client) noteLoss() {
 func (c *Client) do(ctx context.Context, repeat bool, make func(l *link) *call) (*call, error) {
 	wait := 50 * time.Millisecond
 	for attempt := 1; ; attempt++ {
-		q, err := c.once(ctx, make)
+		q, err := c.once(ctx, repeat, make)
 		switch {
 		case err == nil:
 			return q, nil
@@ -188,7 +189,7 @@ func (c *Client) do(ctx context.Context, repeat bool, make func(l *link) *call) 
 		case isLost && lost.sent && !repeat:
 			return nil, errs.Wrap(errs.Unavailable, errors.Join(ErrUncertain, err),
 				"the connection to the NBD server at %s broke during a write, which may or may not be done", c.uri.Address)
-		case !isLost && !mayPass(err), errors.Is(err, errViolation), attempt >= c.opt.Attempts:
+		case !isLost && !(repeat && errors.Is(err, ESHUTDOWN)) && !mayPass(err), errors.Is(err, errViolation), attempt >= c.opt.Attempts:
 			return nil, c.explain(q, err)
 		}
 		select {
@@ -206,13 +207,17 @@ func mayPass(err error) bool {
 	return errs.Is(err, errs.Unavailable) || errs.Is(err, errs.NotFound) || errs.Is(err, errs.Denied)
 }
 
-func (c *Client) once(ctx context.Context, make func(l *link) *call) (*call, error) {
+func (c *Client) once(ctx context.Context, repeat bool, make func(l *link) *call) (*call, error) {
 	l, err := c.link(ctx)
 	if err != nil {
 		return nil, err
 	}
 	q := make(l)
-	return q, l.roundTrip(ctx, q)
+	err = l.roundTrip(ctx, q)
+	if repeat && errors.Is(err, ESHUTDOWN) {
+		l.fail(err) // the next attempt may find a server that stays
+	}
+	return q, err
 }
 
 // explain makes an error for people of the last attempt's; q is nil if it did

@@ -250,6 +250,37 @@ func TestReadsAreRepeated(t *testing.T) {
 	}
 }
 
+// A server that says that it is shutting down is left at once: what may be
+// repeated is asked on a new connection, and a write is not.
+func TestShutdownIsALoss(t *testing.T) {
+	uri := fakeServer(t, usual, func(f *fake) {
+		for f.n < 3 {
+			q, _, ok := f.request()
+			if !ok {
+				return
+			}
+			f.nc.Write(simpleBytes(ESHUTDOWN, q.cookie))
+		}
+		f.honest()
+	})
+	c := dialFake(t, uri, Options{Attempts: 4, Connections: 1})
+	if err := c.WriteAt(t.Context(), make([]byte, 512), 0, 0); !errors.Is(err, ESHUTDOWN) {
+		t.Errorf("WriteAt: %v", err)
+	}
+	if err := c.ReadAt(t.Context(), make([]byte, 512), 0); err != nil {
+		t.Errorf("ReadAt: %v", err)
+	}
+	never := fakeServer(t, usual, func(f *fake) {
+		if q, _, ok := f.request(); ok {
+			f.nc.Write(simpleBytes(ESHUTDOWN, q.cookie))
+		}
+	})
+	c = dialFake(t, never, Options{Attempts: 2})
+	if err := c.ReadAt(t.Context(), make([]byte, 512), 0); !errors.Is(err, ESHUTDOWN) || !errs.Is(err, errs.Unavailable) {
+		t.Errorf("ReadAt: %v", err)
+	}
+}
+
 // A write that may have arrived is never sent twice; one that was not sent is.
 func TestWritesAreNotRepeated(t *testing.T) {
 	var writes atomic.Int64

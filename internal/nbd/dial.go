@@ -143,7 +143,7 @@ func (h *haggler) explain(r *refusal) error {
 	case repErrPolicy:
 		return errs.Wrap(errs.Denied, cause, "the NBD server refuses the export %q now; is it in use?", h.export)
 	case repErrTLSReqd:
-		return errs.Wrap(errs.Denied, cause, "the NBD server wants TLS, which is not supported yet")
+		return errs.Wrap(errs.Invalid, cause, "the NBD server wants TLS, which is not supported yet")
 	case repErrShutdown:
 		return errs.Wrap(errs.Unavailable, cause, "the NBD server is shutting down")
 	}

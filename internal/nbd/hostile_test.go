@@ -139,7 +139,7 @@ func TestOddButRight(t *testing.T) {
 			b := errorChunk(0, chunkError, q.cookie, ENOMEM, "first \x1b[2J")
 			return append(b, errorChunk(chunkFlagDone, 1<<15+99, q.cookie, EIO, "")...)
 		},
-		func(q request) []byte { return simpleBytes(ESHUTDOWN, q.cookie) },
+		func(q request) []byte { return simpleBytes(EOVERFLOW, q.cookie) },
 		func(q request) []byte { return simpleBytes(4711, q.cookie) },
 	}
 	uri := fakeServer(t, usual, func(f *fake) {
@@ -159,7 +159,7 @@ func TestOddButRight(t *testing.T) {
 	if !bytes.Equal(p, want) {
 		t.Error("other bytes")
 	}
-	for _, want := range []Errno{EIO, ENOMEM, ESHUTDOWN, 4711} {
+	for _, want := range []Errno{EIO, ENOMEM, EOVERFLOW, 4711} {
 		err := c.ReadAt(t.Context(), p, 0)
 		if !errors.Is(err, want) || strings.Contains(err.Error(), "\x1b") {
 			t.Errorf("error %v, want %v", err, want)
@@ -249,7 +249,7 @@ func TestDialRefused(t *testing.T) {
 	}{
 		"unknown":  {refuse(repErrUnknown), errs.NotFound},
 		"policy":   {refuse(repErrPolicy), errs.Denied},
-		"TLS":      {refuse(repErrTLSReqd), errs.Denied},
+		"TLS":      {refuse(repErrTLSReqd), errs.Invalid},
 		"shutdown": {refuse(repErrShutdown), errs.Unavailable},
 		"invalid":  {refuse(repErrInvalid), errs.Unavailable},
 		"old": {func(f *fake) {
