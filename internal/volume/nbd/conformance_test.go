@@ -37,14 +37,6 @@ func TestConformance(t *testing.T) {
 					return s.uri(export)
 				}
 				h := harness(t, func(_ testing.TB, size int64) string { return newURI(size) })
-				h.Absent = func(t testing.TB) volume.Spec {
-					d := newDriver(t, t.TempDir())
-					disk := newDisk(1 << 20)
-					e := s.add(exported("absent", disk), disk)
-					spec := register(t, d, "vol-absent", s.uri("absent"))
-					ok(t, e.Remove(t.Context()))
-					return spec
-				}
 				h.Change = func(_ testing.TB, s volume.Spec, buf []byte, off int64) { disks[s.Path].put(buf, off) }
 				return h
 			})
@@ -60,6 +52,13 @@ func harness(t *testing.T, newURI func(testing.TB, int64) string) volumetest.Har
 		New: func(t testing.TB, size int64) volume.Spec {
 			made++
 			return register(t, d, fmt.Sprintf("vol-%d", made), newURI(t, size))
+		},
+		Absent: func(t testing.TB) volume.Spec {
+			s, disk := serve(t), newDisk(1<<20)
+			e := s.add(exported("absent", disk), disk)
+			spec := register(t, d, "vol-absent", s.uri("absent"))
+			ok(t, e.Remove(t.Context()))
+			return spec
 		},
 		Restart: func(t testing.TB) volume.Driver { return newDriver(t, dir) },
 		Path:    func(t testing.TB) (string, int64) { return newURI(t, 1<<20), 1 << 20 },
@@ -91,25 +90,14 @@ func TestConformanceOfOthers(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			volumetest.Run(t, func(t *testing.T) volumetest.Harness {
-				serveNew := func(t testing.TB, size int64) (uri string, stop func()) {
+				return harness(t, func(t testing.TB, size int64) string {
 					dir := shortDir(t)
 					file, socket := filepath.Join(dir, "disk"), filepath.Join(dir, "s")
 					ok(t, errors.Join(os.WriteFile(file, nil, 0o600), os.Truncate(file, size)))
 					tool, args := command(t, socket, file, size)
-					stop = start(t, socket, tool, args...)
-					return nbd.URI{Network: "unix", Address: socket}.String(), stop
-				}
-				h := harness(t, func(t testing.TB, size int64) string {
-					uri, _ := serveNew(t, size)
-					return uri
+					start(t, socket, tool, args...)
+					return nbd.URI{Network: "unix", Address: socket}.String()
 				})
-				h.Absent = func(t testing.TB) volume.Spec {
-					uri, stop := serveNew(t, 1<<20)
-					spec := register(t, newDriver(t, t.TempDir()), "vol-absent", uri)
-					stop()
-					return spec
-				}
-				return h
 			})
 		})
 	}

@@ -3,7 +3,9 @@ package nbdvolume
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
+	"time"
 
 	"cairn/internal/errs"
 	"cairn/internal/nbd"
@@ -20,12 +22,27 @@ const (
 // connections is how many are used of a server that allows several.
 const connections = 4
 
-// dial connects to a volume's export, unless it is one of our own.
-func (d *Driver) dial(ctx context.Context, p place, contexts []string) (*nbd.Client, error) {
+// dial connects to a volume's export, unless it is one of our own. Failures of
+// the kinds that may pass are tried anew, as long as a read would be: a server
+// that takes one client at a time may not have noticed yet that the one before,
+// often ourselves, has gone.
+func (d *Driver) dial(ctx context.Context, p place, contexts []string, mayPass ...errs.Kind) (*nbd.Client, error) {
 	if err := d.refuseOwn(ctx, p.uri); err != nil {
 		return nil, err
 	}
-	return nbd.Dial(ctx, p.uri, nbd.Options{Contexts: contexts, Connections: connections, Attempts: d.cfg.Attempts})
+	wait := 50 * time.Millisecond
+	for attempt := 1; ; attempt++ {
+		c, err := nbd.Dial(ctx, p.uri, nbd.Options{Contexts: contexts, Connections: connections, Attempts: d.cfg.Attempts})
+		if err == nil || attempt >= d.cfg.Attempts || !slices.Contains(mayPass, errs.KindOf(err)) {
+			return c, err
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+		wait = min(2*wait, 2*time.Second)
+	}
 }
 
 // conn is an open volume: a client that can be replaced by a fresh one.
@@ -34,60 +51,67 @@ type conn struct {
 	p        place
 	contexts []string
 
-	mu sync.RWMutex // read-locked while c is used
-	c  *nbd.Client
+	using sync.RWMutex // read-locked while a client is used; before mu
+
+	mu     sync.Mutex // guards what follows
+	c      *nbd.Client
+	closed bool
 }
 
+// connect opens a volume that is claimed.
 func (d *Driver) connect(ctx context.Context, p place, contexts ...string) (*conn, error) {
-	c, err := d.dial(ctx, p, contexts)
+	c, err := d.dial(ctx, p, contexts, errs.Denied, errs.Unavailable)
 	if err != nil {
 		return nil, failure(ctx, p.id, "reach", err)
 	}
-	return &conn{d: d, p: p, contexts: contexts, c: c}, nil
+	k := &conn{d: d, p: p, contexts: contexts, c: c}
+	d.uses(k)
+	return k, nil
 }
 
 // again connects anew and so learns what the server would say now. The old
 // connections go first: a server may take one client at a time.
 func (k *conn) again(ctx context.Context) error {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if err := k.c.Close(); err != nil {
+	k.using.Lock()
+	defer k.using.Unlock()
+	if err := k.client().Close(); err != nil {
 		return err
 	}
-	c, err := k.d.dial(ctx, k.p, k.contexts)
+	// A server that starts again has its exports a little later.
+	c, err := k.d.dial(ctx, k.p, k.contexts, errs.Denied, errs.Unavailable, errs.NotFound)
 	if err != nil {
 		return failure(ctx, k.p.id, "reach", err)
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.closed {
+		return errors.Join(nbd.ErrClosed, c.Close())
 	}
 	k.c = c
 	return nil
 }
 
-// use runs fn with the present client.
+// client is the present one.
+func (k *conn) client() *nbd.Client {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.c
+}
+
+// use runs fn with the present client, which is not replaced meanwhile.
 func (k *conn) use(fn func(c *nbd.Client) error) error {
-	k.mu.RLock()
-	defer k.mu.RUnlock()
-	return fn(k.c)
+	k.using.RLock()
+	defer k.using.RUnlock()
+	return fn(k.client())
 }
 
 // size is the export's, in bytes, as the present client was told.
-func (k *conn) size() int64 {
-	k.mu.RLock()
-	defer k.mu.RUnlock()
-	return k.c.Size()
-}
+func (k *conn) size() int64 { return k.client().Size() }
 
-func (k *conn) readOnly() bool {
-	k.mu.RLock()
-	defer k.mu.RUnlock()
-	return k.c.ReadOnly()
-}
+func (k *conn) readOnly() bool { return k.client().ReadOnly() }
 
 // offered are the contexts that the server has of those that were wanted.
-func (k *conn) offered() []string {
-	k.mu.RLock()
-	defer k.mu.RUnlock()
-	return k.c.Contexts()
-}
+func (k *conn) offered() []string { return k.client().Contexts() }
 
 func (k *conn) read(ctx context.Context, buf []byte, off int64) error {
 	err := k.use(func(c *nbd.Client) error { return c.ReadAt(ctx, buf, off) })
@@ -103,15 +127,19 @@ func (k *conn) status(ctx context.Context, name string, off, length int64) (all 
 		return err
 	})
 	if err != nil {
-		return nil, failure(ctx, k.p.id, "ask the status of", err)
+		return nil, failure(ctx, k.p.id, "tell the status of", err)
 	}
 	return all, nil
 }
 
+// close ends the use for good; who reads meanwhile fails. It waits for nobody:
+// a server may never answer.
 func (k *conn) close() error {
 	k.mu.Lock()
-	defer k.mu.Unlock()
-	return k.c.Close()
+	c := k.c
+	k.closed = true
+	k.mu.Unlock()
+	return c.Close()
 }
 
 // failure explains why another server failed. Its address is in err only: the
@@ -122,6 +150,9 @@ func failure(ctx context.Context, id, doing string, err error) error {
 		return context.Cause(ctx)
 	case errors.Is(err, nbd.ErrClosed):
 		return err
+	case doing == "reach" && errs.Is(err, errs.Invalid):
+		// These sentences of the client, and ours, name no address.
+		return errs.Wrap(errs.Conflict, err, "volume %s cannot be used any more as its NBD server offers it: %s", id, errs.Message(err))
 	case errs.Is(err, errs.NotFound):
 		return errs.Wrap(errs.NotFound, err, "volume %s: its NBD server has no such export any more; put it back and try again", id)
 	case errs.Is(err, errs.Conflict):

@@ -17,8 +17,8 @@ import (
 )
 
 const (
-	// maxEdges bounds what is remembered of where data lies: 4 MiB. Of a volume
-	// in more shreds only a hash is kept.
+	// maxEdges bounds what is remembered of where data or marks lie: 4 MiB. Of
+	// a volume in more shreds only a hash is kept.
 	maxEdges = 1 << 19
 	// maxBitmaps of one export are looked at.
 	maxBitmaps = 16
@@ -35,7 +35,7 @@ type look struct {
 	samples []sample
 }
 
-// layout is where data lies.
+// layout is where something lies: data, or the marks of a bitmap.
 type layout struct {
 	edges []int64 // beginning and end of each range; only if whole
 	whole bool
@@ -45,9 +45,9 @@ type layout struct {
 
 // marks is what a dirty bitmap holds.
 type marks struct {
-	sum       [sha256.Size]byte
-	bytes     int64
+	layout
 	witnesses []extent.Range // some of the marks, spread over the volume
+	lost      int            // of the witnesses of a record: marks that are gone
 }
 
 // summer hashes ranges.
@@ -86,16 +86,21 @@ func (k *conn) dirtyBitmaps() []string {
 	return names[:min(len(names), maxBitmaps)]
 }
 
-// lookAt looks at the export; samples are chosen at random.
-func (k *conn) lookAt(ctx context.Context) (*look, error) {
+// lookAt looks at the export; samples are chosen at random. Bitmaps that a
+// record has are looked at for marks that were lost since.
+func (k *conn) lookAt(ctx context.Context, since []bitmapRecord) (*look, error) {
 	l := &look{size: k.size(), marks: map[string]marks{}}
 	choice := newSampler(l.size)
 	var err error
-	if l.data, err = k.layout(ctx, l.size, choice.add); err != nil {
+	if l.data, err = layoutOf(ctx, k.allocation(l.size, sourceWindow), holdsData, maxEdges, choice.add); err != nil {
 		return nil, err
 	}
 	for _, name := range k.dirtyBitmaps() {
-		m, err := k.marksOf(ctx, name, l.size, nil)
+		var base *bitmapRecord
+		if i := slices.IndexFunc(since, func(b bitmapRecord) bool { return b.Context == name }); i >= 0 {
+			base = &since[i]
+		}
+		m, err := k.marksOf(ctx, name, l.size, base)
 		if err != nil {
 			return nil, err
 		}
@@ -107,12 +112,16 @@ func (k *conn) lookAt(ctx context.Context) (*look, error) {
 	return l, nil
 }
 
-func (k *conn) layout(ctx context.Context, size int64, also func(extent.Range)) (layout, error) {
+// layoutOf goes along all that matches; of more than most edges only the hash
+// is kept. also, if not nil, is called for each range.
+func layoutOf(ctx context.Context, p *pages, match func(uint32) bool, most int, also func(extent.Range)) (layout, error) {
 	l, s := layout{whole: true}, newSummer()
-	err := k.allocation(size, sourceWindow).each(ctx, holdsData, func(r extent.Range) {
+	err := p.each(ctx, match, func(r extent.Range) {
 		s.add(r)
-		also(r)
-		if l.whole = l.whole && len(l.edges) < maxEdges; l.whole {
+		if also != nil {
+			also(r)
+		}
+		if l.whole = l.whole && len(l.edges) < most; l.whole {
 			l.edges = append(l.edges, r.Off, r.End())
 		} else {
 			l.edges = nil
@@ -122,7 +131,7 @@ func (k *conn) layout(ctx context.Context, size int64, also func(extent.Range)) 
 	return l, err
 }
 
-// next returns the first data at or after off, or io.EOF. The layout is whole.
+// next returns the first range at or after off, or io.EOF. The layout is whole.
 func (l *layout) next(off int64) (extent.Range, error) {
 	i := sort.Search(len(l.edges)/2, func(i int) bool { return l.edges[2*i+1] > off }) * 2
 	if i == len(l.edges) {
@@ -132,19 +141,23 @@ func (l *layout) next(off int64) (extent.Range, error) {
 	return extent.Range{Off: start, Len: l.edges[i+1] - start}, nil
 }
 
-// marksOf reads a bitmap. lost, if not nil, is called for each of the
-// witnesses that are not marked.
-func (k *conn) marksOf(ctx context.Context, name string, size int64, lost *witnesses) (marks, error) {
-	s, keep := newSummer(), thinner{}
-	p := &pages{conn: k, name: name, size: size, window: sourceWindow}
-	err := p.each(ctx, isDirty, func(r extent.Range) {
-		s.add(r)
+// bitmap is how the connection tells what a dirty bitmap holds.
+func (k *conn) bitmap(name string, size int64) *pages {
+	return &pages{conn: k, name: name, size: size, window: sourceWindow}
+}
+
+// marksOf reads a bitmap. Where its marks are is only kept if base, what a
+// record has of it, is not nil.
+func (k *conn) marksOf(ctx context.Context, name string, size int64, base *bitmapRecord) (marks, error) {
+	keep, still, most := thinner{}, witnesses{}, 0
+	if base != nil {
+		still.want, most = base.Witnesses, maxEdges
+	}
+	l, err := layoutOf(ctx, k.bitmap(name, size), isDirty, most, func(r extent.Range) {
 		keep.add(r)
-		if lost != nil {
-			lost.seen(r)
-		}
+		still.seen(r)
 	})
-	return marks{sum: s.sum(), bytes: s.bytes, witnesses: keep.kept}, err
+	return marks{l, keep.kept, still.missing()}, err
 }
 
 // thinner keeps some of very many ranges, spread over all.
@@ -260,7 +273,7 @@ func (l *look) differs(ctx context.Context, k *conn) (string, error) {
 // What only became allocated and still holds zeros does not count: to read a
 // file may be enough for that.
 func (l *look) moved(ctx context.Context, k *conn) (bool, error) {
-	now, err := k.layout(ctx, l.size, func(extent.Range) {})
+	now, err := layoutOf(ctx, k.allocation(l.size, sourceWindow), holdsData, maxEdges, nil)
 	if err != nil || now.sum == l.data.sum {
 		return false, err
 	}

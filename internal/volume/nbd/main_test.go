@@ -2,7 +2,7 @@ package nbdvolume
 
 import (
 	"context"
-	"log/slog"
+	"errors"
 	"net"
 	"os"
 	"os/exec"
@@ -15,13 +15,22 @@ import (
 
 	"go.uber.org/goleak"
 
+	"cairn/internal/errs"
 	"cairn/internal/nbd"
 	"cairn/internal/volume"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-func ok(t testing.TB, err error) {
+// tester is what *testing.T and *rapid.T have in common.
+type tester interface {
+	Helper()
+	Context() context.Context
+	Fatal(args ...any)
+	Fatalf(format string, args ...any)
+}
+
+func ok(t tester, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
@@ -35,7 +44,7 @@ type disk struct {
 	data    []byte
 	data4k  map[int64]bool // pages that are no holes
 	bitmaps map[string]map[int64]bool
-	before  func(what string, off, length int64) error
+	before  func(ctx context.Context, what string, off, length int64) error
 	asked   map[string]int64 // bytes, by what was asked
 }
 
@@ -43,21 +52,31 @@ func newDisk(size int64) *disk {
 	return &disk{data: make([]byte, size), data4k: map[int64]bool{}, bitmaps: map[string]map[int64]bool{}, asked: map[string]int64{}}
 }
 
-func (d *disk) call(what string, off, length int64) error {
+func (d *disk) call(ctx context.Context, what string, off, length int64) error {
 	d.mu.Lock()
 	d.asked[what] += length
 	before := d.before
 	d.mu.Unlock()
 	if before != nil {
-		return before(what, off, length)
+		return before(ctx, what, off, length)
 	}
 	return nil
 }
 
-func (d *disk) onCall(f func(what string, off, length int64) error) {
+// onCall lets f look at each request before it is done, and fail it.
+func (d *disk) onCall(f func(ctx context.Context, what string, off, length int64) error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.before = f
+}
+
+// requested is how many bytes were asked for, and forgets it.
+func (d *disk) requested(what string) int64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	n := d.asked[what]
+	delete(d.asked, what)
+	return n
 }
 
 // put writes as another client of the server would.
@@ -79,6 +98,26 @@ func (d *disk) mark(off, length int64) {
 	}
 }
 
+// resize as QEMU does it: what is cut off a bitmap is gone, and what is new is
+// not marked.
+func (d *disk) resize(size int64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for b := range d.data4k {
+		if b*4096 >= size {
+			delete(d.data4k, b)
+		}
+	}
+	for _, m := range d.bitmaps {
+		for b := range m {
+			if b<<16 >= size {
+				delete(m, b)
+			}
+		}
+	}
+	d.data = append(slices.Clone(d.data[:min(size, int64(len(d.data)))]), make([]byte, max(size-int64(len(d.data)), 0))...)
+}
+
 // bitmap makes a fresh one, also where one was.
 func (d *disk) bitmap(name string) {
 	d.mu.Lock()
@@ -92,8 +131,8 @@ func (d *disk) bytes() []byte {
 	return slices.Clone(d.data)
 }
 
-func (d *disk) ReadAt(_ context.Context, p []byte, off int64) error {
-	if err := d.call("read", off, int64(len(p))); err != nil {
+func (d *disk) ReadAt(ctx context.Context, p []byte, off int64) error {
+	if err := d.call(ctx, "read", off, int64(len(p))); err != nil {
 		return err
 	}
 	d.mu.Lock()
@@ -102,36 +141,41 @@ func (d *disk) ReadAt(_ context.Context, p []byte, off int64) error {
 	return nil
 }
 
-func (d *disk) WriteAt(_ context.Context, p []byte, off int64, _ nbd.Flags) error {
-	if err := d.call("write", off, int64(len(p))); err != nil {
+func (d *disk) WriteAt(ctx context.Context, p []byte, off int64, _ nbd.Flags) error {
+	if err := d.call(ctx, "write", off, int64(len(p))); err != nil {
 		return err
 	}
 	d.put(p, off)
 	return nil
 }
 
-func (d *disk) Flush(context.Context) error { return d.call("flush", 0, 0) }
+func (d *disk) Flush(ctx context.Context) error { return d.call(ctx, "flush", 0, 0) }
 
 func (d *disk) Trim(context.Context, int64, int64, nbd.Flags) error { panic("never asked for") }
 
 func (d *disk) Cache(context.Context, int64, int64) error { panic("never asked for") }
 
-func (d *disk) Zero(_ context.Context, off, length int64, _ nbd.Flags) error {
-	if err := d.call("zero", off, length); err != nil {
+func (d *disk) Zero(ctx context.Context, off, length int64, _ nbd.Flags) error {
+	if err := d.call(ctx, "zero", off, length); err != nil {
 		return err
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.punch(off, length)
+	return nil
+}
+
+// punch zeroes, and makes holes of whole pages.
+func (d *disk) punch(off, length int64) {
 	clear(d.data[off : off+length])
 	for b := (off + 4095) / 4096; (b+1)*4096 <= off+length; b++ {
 		delete(d.data4k, b)
 	}
 	d.mark(off, length)
-	return nil
 }
 
-func (d *disk) Status(_ context.Context, into []nbd.Extent, name string, off, length int64, limit int) ([]nbd.Extent, error) {
-	if err := d.call(name, off, length); err != nil {
+func (d *disk) Status(ctx context.Context, into []nbd.Extent, name string, off, length int64, limit int) ([]nbd.Extent, error) {
+	if err := d.call(ctx, name, off, length); err != nil {
 		return nil, err
 	}
 	d.mu.Lock()
@@ -156,8 +200,44 @@ func (d *disk) Status(_ context.Context, into []nbd.Extent, name string, off, le
 type server struct {
 	*nbd.Server
 	t    testing.TB
-	path string
+	at   nbd.URI
+	came chan struct{} // one for each connection
 	stop func()
+}
+
+// doorbell tells of connections.
+type doorbell struct {
+	net.Listener
+	came chan struct{}
+}
+
+func (l doorbell) Accept() (net.Conn, error) {
+	nc, err := l.Listener.Accept()
+	select {
+	case l.came <- struct{}{}:
+	default: // nobody counts so many
+	}
+	return nc, err
+}
+
+// after calls f when n more connections came.
+func (s *server) after(n int, f func()) {
+	for len(s.came) > 0 {
+		<-s.came
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for range n {
+			select {
+			case <-s.came:
+			case <-s.t.Context().Done():
+				return
+			}
+		}
+		f()
+	}()
+	s.t.Cleanup(func() { <-done })
 }
 
 // shortDir is a folder whose name leaves room for a socket's.
@@ -171,17 +251,18 @@ func shortDir(t testing.TB) string {
 
 func serve(t testing.TB) *server {
 	t.Helper()
-	return serveAt(t, filepath.Join(shortDir(t), "s"))
+	return serveAt(t, "unix", filepath.Join(shortDir(t), "s"))
 }
 
-func serveAt(t testing.TB, path string) *server {
+func serveAt(t testing.TB, network, address string) *server {
 	t.Helper()
-	l, err := net.Listen("unix", path)
+	l, err := net.Listen(network, address)
 	ok(t, err)
-	s := &server{Server: nbd.NewServer(nbd.Limits{}, slog.New(slog.DiscardHandler)), t: t, path: path}
+	at := nbd.URI{Network: network, Address: l.Addr().String()}
+	s := &server{Server: nbd.NewServer(nbd.Limits{}, nil), t: t, at: at, came: make(chan struct{}, 1000)}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- s.Serve(ctx, l) }()
+	go func() { done <- s.Serve(ctx, doorbell{l, s.came}) }()
 	s.stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-done; err != nil {
@@ -209,14 +290,47 @@ func (s *server) add(c nbd.ExportConfig, d *disk) *nbd.Export {
 }
 
 func (s *server) uri(export string) string {
-	return nbd.URI{Network: "unix", Address: s.path, Export: export}.String()
+	uri := s.at
+	uri.Export = export
+	return uri.String()
 }
 
 func newDriver(t testing.TB, dir string) *Driver {
 	t.Helper()
-	d, err := New(Config{Dir: dir, Attempts: 3})
+	d, err := New(Config{Dir: dir})
 	ok(t, err)
 	return d
+}
+
+// hasty is a driver that gives up soon.
+func hasty(t testing.TB) *Driver {
+	t.Helper()
+	d, err := New(Config{Dir: t.TempDir(), Attempts: 2})
+	ok(t, err)
+	return d
+}
+
+// wantKind demands an error of the kind, with a sentence for users that holds
+// all of says.
+func wantKind(t testing.TB, err error, kind errs.Kind, says ...string) {
+	t.Helper()
+	if !errs.Is(err, kind) || errs.KindOf(err) != kind {
+		t.Fatalf("got kind %v (%v), want %v", errs.KindOf(err), err, kind)
+	}
+	for _, part := range says {
+		if msg := errs.Message(err); !strings.Contains(msg, part) {
+			t.Fatalf("%q does not say %q", msg, part)
+		}
+	}
+}
+
+// wantChanged demands that a change of the volume was noticed.
+func wantChanged(t testing.TB, err error, id string) {
+	t.Helper()
+	if !errors.Is(err, volume.ErrChanged) {
+		t.Fatalf("got %v, want ErrChanged", err)
+	}
+	wantKind(t, err, errs.Conflict, "volume "+id+" ")
 }
 
 func register(t testing.TB, d *Driver, id, uri string) volume.Spec {

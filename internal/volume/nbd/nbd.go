@@ -49,9 +49,15 @@ type Driver struct {
 	cfg Config
 	log *slog.Logger
 
-	mu   sync.Mutex               // guards the maps; nothing else is locked under it
-	held map[string]*instant      // by hold name; nil while Freeze is at work
-	open map[string]chan struct{} // by identity; closed when the volume is let go
+	mu   sync.Mutex          // guards the maps; nothing else is locked under it
+	held map[string]*instant // by hold name; nil while Freeze is at work
+	open map[string]*use     // by identity
+}
+
+// use is of one volume, by an instant or a target.
+type use struct {
+	over chan struct{} // closed when the volume is let go
+	conn *conn         // nil until there is one; guarded by Driver.mu
 }
 
 var _ volume.Driver = (*Driver)(nil)
@@ -70,7 +76,7 @@ func New(cfg Config) (*Driver, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Driver{cfg: cfg, log: cfg.Log, held: map[string]*instant{}, open: map[string]chan struct{}{}}, nil
+	return &Driver{cfg: cfg, log: cfg.Log, held: map[string]*instant{}, open: map[string]*use{}}, nil
 }
 
 // Capabilities says that these volumes are found, never made.
@@ -91,7 +97,7 @@ func (d *Driver) Probe(ctx context.Context, text string) (volume.Probe, error) {
 	if p, err = p.canonical(); err != nil {
 		return volume.Probe{}, err
 	}
-	c, err := d.dial(ctx, p, nil)
+	c, err := d.dial(ctx, p, nil, errs.Denied)
 	if err != nil {
 		if ctx.Err() != nil {
 			return volume.Probe{}, ctx.Err()
@@ -138,13 +144,17 @@ func notOurs(s volume.Spec, what string) error {
 	return errs.New(errs.Conflict, "volume %s is a registered one: its data belongs to another NBD server and is never %s by this one", s.ID, what)
 }
 
-// Size asks the other server.
+// Size asks the other server; where the volume is in use here, what the server
+// told then is the answer, as it may take no second client.
 func (d *Driver) Size(ctx context.Context, s volume.Spec) (int64, error) {
 	p, err := locate(s)
 	if err != nil {
 		return 0, err
 	}
-	c, err := d.dial(ctx, p, nil)
+	if k := d.inUse(p); k != nil {
+		return k.size(), nil
+	}
+	c, err := d.dial(ctx, p, nil, errs.Denied)
 	if err != nil {
 		return 0, failure(ctx, p.id, "reach", err)
 	}
@@ -164,13 +174,13 @@ func (d *Driver) claim(ctx context.Context, p place) error {
 		d.mu.Lock()
 		taken := d.open[p.identity()]
 		if taken == nil {
-			d.open[p.identity()] = make(chan struct{})
+			d.open[p.identity()] = &use{over: make(chan struct{})}
 			d.mu.Unlock()
 			return nil
 		}
 		d.mu.Unlock()
 		select {
-		case <-taken:
+		case <-taken.over:
 		case <-timer.C:
 			return errs.New(errs.Busy, "volume %s is being read or written by another job; please try later", p.id)
 		case <-ctx.Done():
@@ -182,8 +192,25 @@ func (d *Driver) claim(ctx context.Context, p place) error {
 func (d *Driver) unclaim(p place) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	close(d.open[p.identity()])
+	close(d.open[p.identity()].over)
 	delete(d.open, p.identity())
+}
+
+// uses tells of the connection of a volume that is claimed.
+func (d *Driver) uses(k *conn) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.open[k.p.identity()].conn = k
+}
+
+// inUse is the connection of a volume; nil: there is none.
+func (d *Driver) inUse(p place) *conn {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if u := d.open[p.identity()]; u != nil {
+		return u.conn
+	}
+	return nil
 }
 
 // nameOK says whether s may be a file name of ours.

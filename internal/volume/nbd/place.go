@@ -31,36 +31,59 @@ type place struct {
 	trust bool // bitmaps may be believed
 }
 
-// parse reads a URI as it is registered.
+// parse reads a URI as it is registered. No part of one that has an @ is ever
+// shown or kept: where a password was not encoded, nobody can tell how much of
+// the rest is part of it.
 func parse(text string) (place, error) {
 	p := place{}
-	plain := text
-	if strings.Contains(text, trustKey) {
-		u, err := url.Parse(text)
-		if err != nil {
-			return p, errs.New(errs.Invalid, "this is no NBD URI; write nbd://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=PATH")
-		}
-		if query := u.Query(); query.Has(trustKey) {
-			if got := query[trustKey]; len(got) != 1 || got[0] != trustValue {
-				return p, errs.New(errs.Invalid, "%s: the parameter %s can only be %q", shown(text), trustKey, trustValue)
-			}
-			query.Del(trustKey)
-			u.RawQuery = query.Encode()
-			plain, p.trust = u.String(), true
-		}
+	if strings.Contains(text, "@") {
+		return p, errs.New(errs.Invalid, "the URI cannot be registered: an @ stands in it. NBD has no users, so remove one with its password; if the @ belongs to the export's name write it as %%40")
 	}
-	var err error
+	plain, trust, err := takeTrust(text)
+	if err != nil {
+		return p, err
+	}
+	p.trust = trust
 	if p.uri, err = nbd.ParseURI(plain); err != nil {
 		return p, errs.Wrap(errs.Invalid, err, "%s cannot be registered: %s", shown(text), errs.Message(err))
 	}
 	return p, nil
 }
 
+// takeTrust takes our own parameter out of a URI; all else stays as it is, for
+// nbd.ParseURI to judge.
+func takeTrust(text string) (plain string, trust bool, err error) {
+	head, query, _ := strings.Cut(text, "?")
+	var kept []string
+	for parameter := range strings.SplitSeq(query, "&") {
+		key, value, _ := strings.Cut(parameter, "=")
+		switch {
+		case key != trustKey:
+			kept = append(kept, parameter)
+		case trust || value != trustValue:
+			return "", false, errs.New(errs.Invalid, "%s cannot be registered: the parameter %s can only be %q, once; leave it out where bitmaps may not be believed", shown(text), trustKey, trustValue)
+		default:
+			trust = true
+		}
+	}
+	if !trust {
+		return text, false, nil
+	}
+	if len(kept) > 0 {
+		head += "?" + strings.Join(kept, "&")
+	}
+	return head, true, nil
+}
+
 // canonical is the same place by the name that all its names have in common,
 // as far as a look at this machine can tell.
 func (p place) canonical() (place, error) {
 	if p.uri.Network != "unix" {
-		p.uri.Address = strings.ToLower(p.uri.Address)
+		host, zone, zoned := strings.Cut(p.uri.Address, "%") // interfaces have case
+		p.uri.Address = strings.ToLower(host)
+		if zoned {
+			p.uri.Address += "%" + zone
+		}
 		return p, nil
 	}
 	path, err := filepath.EvalSymlinks(p.uri.Address)
@@ -68,12 +91,15 @@ func (p place) canonical() (place, error) {
 		return p, probeFailure(p, err)
 	}
 	p.uri.Address = path
+	if _, err := nbd.ParseURI(p.uri.String()); err != nil { // it may be too long now
+		return p, errs.Wrap(errs.Invalid, err, "%s cannot be registered by the real path of its socket: %s", shown(p.String()), errs.Message(err))
+	}
 	return p, nil
 }
 
 // String is the URI as parse reads it.
 func (p place) String() string {
-	out := p.uri.String()
+	out := strings.ReplaceAll(p.uri.String(), "@", "%40") // of an export's name
 	switch {
 	case !p.trust:
 		return out
@@ -98,8 +124,8 @@ func locate(s volume.Spec) (place, error) {
 	return p, nil
 }
 
-// shown is a URI for messages: without a user, a password or parameters that
-// are none of NBD's.
+// shown is a URI for messages: without parameters that are none of NBD's. It
+// has no user, see parse.
 func shown(text string) string {
 	u, err := url.Parse(text)
 	if err != nil {
@@ -120,7 +146,7 @@ func shown(text string) string {
 // refuseOwn refuses what this server serves itself: a volume would be a second
 // volume of its own.
 func (d *Driver) refuseOwn(ctx context.Context, uri nbd.URI) error {
-	refuse := errs.New(errs.Invalid, "%s is this server itself; what it serves is a volume already and cannot be registered", shown(uri.String()))
+	refuse := errs.New(errs.Invalid, "that is this server itself, and what it serves is a volume already; use that one")
 	if uri.Network == "unix" {
 		at, err := os.Stat(uri.Address)
 		if err != nil {
@@ -155,8 +181,11 @@ func (d *Driver) refuseOwn(ctx context.Context, uri nbd.URI) error {
 
 // probeFailure says why what somebody wants to register cannot be reached.
 func probeFailure(p place, err error) error {
-	at := shown(p.uri.String())
+	at := shown(p.String())
+	dns, isDNS := errors.AsType[*net.DNSError](err)
 	switch {
+	case isDNS && dns.IsNotFound:
+		return errs.Wrap(errs.NotFound, err, "the host of %s is not known; correct the URI", at)
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENOTDIR), errors.Is(err, syscall.ECONNREFUSED):
 		return errs.Wrap(errs.NotFound, err, "no NBD server is at %s; start it, or correct the URI", at)
 	case errors.Is(err, syscall.EACCES), errors.Is(err, syscall.EPERM):

@@ -90,10 +90,7 @@ func (d *Driver) writeRecord(id string, r *record) error {
 // dropRecord forgets what is known of a volume, durably.
 func (d *Driver) dropRecord(id string) error {
 	err := os.Remove(d.recordPath(id))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err == nil {
+	if err == nil || errors.Is(err, fs.ErrNotExist) { // an earlier removal may not be durable yet
 		err = syncDir(d.cfg.Dir)
 	}
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	"cairn/internal/errs"
 	"cairn/internal/extent"
@@ -24,9 +25,12 @@ type source struct {
 	before *look // when the instant began
 	data   *pages
 
-	since volume.Checkpoint // changes since are known; "": none are
-	dirty *pages            // where they are; nil if since is ""
-	audit int64             // where the next audit begins
+	since   volume.Checkpoint // changes since are known; "": none are
+	changes layout            // where they are
+	dirty   *pages            // tells where, if the layout is not whole
+
+	audit int64        // where this point's audit begins
+	next  atomic.Int64 // and the next one's
 }
 
 var _ volume.Source = (*source)(nil)
@@ -59,39 +63,39 @@ func (d *Driver) openSource(ctx context.Context, spec volume.Spec) (*source, err
 }
 
 func (s *source) look(ctx context.Context) error {
+	r := &record{}
+	if s.conn.p.trust {
+		known, err := s.conn.d.readRecord(s.conn.p.id)
+		if err != nil {
+			return err
+		}
+		if known != nil && known.Identity == s.conn.p.identity() && known.SizeBytes == s.conn.size() {
+			r = known
+		}
+	}
 	var err error
-	if s.before, err = s.conn.lookAt(ctx); err != nil {
+	if s.before, err = s.conn.lookAt(ctx, r.Bitmaps); err != nil {
 		return err
 	}
 	s.size = s.before.size
 	s.data = s.conn.allocation(s.size, sourceWindow)
-	if !s.conn.p.trust {
-		return nil
-	}
-	return s.track(ctx)
+	s.audit = r.Audit
+	s.next.Store(r.Audit)
+	s.track(r)
+	return nil
 }
 
 // track finds the bitmap that tells the least of what changed since the last
 // point, of those that are what they were then: their marks are all there.
-func (s *source) track(ctx context.Context) error {
-	d, id := s.conn.d, s.conn.p.id
-	r, err := d.readRecord(id)
-	if err != nil || r == nil || r.Identity != s.conn.p.identity() || r.SizeBytes != s.size {
-		return err
-	}
-	s.audit = r.Audit
+func (s *source) track(r *record) {
 	best := ""
 	for _, b := range r.Bitmaps {
 		now, ok := s.before.marks[b.Context]
 		if !ok || !strings.HasPrefix(b.Context, believable) {
 			continue
 		}
-		still := witnesses{want: b.Witnesses}
-		if _, err := s.conn.marksOf(ctx, b.Context, s.size, &still); err != nil {
-			return err
-		}
-		if n := still.missing(); n > 0 || now.bytes < b.DirtyBytes {
-			d.log.Warn("a dirty bitmap lost marks since the last point: it was cleared or made anew and is not believed", "volume", id, "bitmap", b.Context)
+		if now.lost > 0 || now.bytes < b.DirtyBytes {
+			s.conn.d.log.Warn("a dirty bitmap lost marks since the last point: it was cleared or made anew and is not believed", "volume", s.conn.p.id, "bitmap", b.Context)
 			continue
 		}
 		if best == "" || now.bytes < s.before.marks[best].bytes {
@@ -99,10 +103,9 @@ func (s *source) track(ctx context.Context) error {
 		}
 	}
 	if best != "" {
-		s.since = r.Checkpoint
-		s.dirty = &pages{conn: s.conn, name: best, size: s.size, window: sourceWindow}
+		s.since, s.changes = r.Checkpoint, s.before.marks[best].layout
+		s.dirty = s.conn.bitmap(best, s.size)
 	}
-	return nil
 }
 
 func (s *source) Size() int64 { return s.size }
@@ -156,15 +159,29 @@ func (s *source) Changed(ctx context.Context, base volume.Checkpoint, off int64)
 	if err := s.may(ctx, off); err != nil {
 		return extent.Range{}, err
 	}
+	return s.marked(ctx, off)
+}
+
+// marked is the first change at or after off, or io.EOF.
+func (s *source) marked(ctx context.Context, off int64) (extent.Range, error) {
+	if s.changes.whole {
+		return s.changes.next(off)
+	}
 	return s.dirty.next(ctx, off, isDirty)
 }
 
 const (
-	// auditRuns points look at all data that tracking calls unchanged.
+	// auditRuns points look at all data that tracking calls unchanged, unless it
+	// is so much that one of them would have to look at more than auditMost.
 	auditRuns = 256
 	auditMost = 256 << 20
 	auditLess = 4 << 20
 )
+
+// auditBytes is how much one point looks at of a volume with data bytes of data.
+func auditBytes(data int64) int64 {
+	return min(max(auditLess, (data+auditRuns-1)/auditRuns), auditMost)
+}
 
 // Audit goes round the volume's unmarked data: what one point looks at begins
 // where the last one ended.
@@ -172,14 +189,16 @@ func (s *source) Audit(ctx context.Context, base volume.Checkpoint) ([]extent.Ra
 	if base == "" || s.since != base {
 		return nil, nil
 	}
-	budget := min(max(auditLess, s.before.data.bytes/auditRuns), auditMost)
 	start := min(s.audit, s.size)
-	out, off, budget, err := s.auditFrom(ctx, nil, start, s.size, budget)
+	out, off, budget, err := s.auditFrom(ctx, nil, start, s.size, auditBytes(s.before.data.bytes))
 	if err == nil && budget > 0 {
 		out, off, _, err = s.auditFrom(ctx, out, 0, start, budget)
 	}
-	s.audit = off
-	return extent.Normalize(out), err
+	if err != nil {
+		return nil, err
+	}
+	s.next.Store(off)
+	return extent.Normalize(out), nil
 }
 
 // auditFrom adds unmarked data of [off, end) as far as the budget goes, and
@@ -197,7 +216,7 @@ func (s *source) auditFrom(ctx context.Context, out []extent.Range, off, end, bu
 			break
 		}
 		clean := min(r.End(), end)
-		mark, err := s.dirty.next(ctx, off, isDirty)
+		mark, err := s.marked(ctx, off)
 		switch {
 		case errors.Is(err, io.EOF):
 		case err != nil:
@@ -236,7 +255,7 @@ func (s *source) settle(c volume.Checkpoint) error {
 	if !p.trust {
 		return nil
 	}
-	r := record{Version: recordVersion, Identity: p.identity(), SizeBytes: s.size, Checkpoint: c, Audit: s.audit}
+	r := record{Version: recordVersion, Identity: p.identity(), SizeBytes: s.size, Checkpoint: c, Audit: s.next.Load()}
 	for _, name := range slices.Sorted(maps.Keys(s.before.marks)) {
 		if strings.HasPrefix(name, believable) {
 			m := s.before.marks[name]

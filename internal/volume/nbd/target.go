@@ -55,12 +55,12 @@ func (d *Driver) openTarget(ctx context.Context, p place) (*target, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &target{conn: k, size: k.size(), unit: k.c.BlockSize().Min}
+	t := &target{conn: k, size: k.size(), unit: k.client().BlockSize().Min}
 	t.data = k.allocation(t.size, targetWindow)
 	err = nil
 	if k.readOnly() {
 		err = errs.New(errs.Conflict, "volume %s: its NBD server gives it for reading only; let its owner serve it for writing, then try again", p.id)
-	} else if ferr := k.c.Flush(ctx); errors.Is(ferr, nbd.ENOTSUP) {
+	} else if ferr := k.client().Flush(ctx); errors.Is(ferr, nbd.ENOTSUP) {
 		// Then no write could ever be called durable.
 		err = errs.Wrap(errs.Conflict, ferr, "volume %s: its NBD server cannot make writes durable (it has no flush), so nothing is written to it", p.id)
 	} else if ferr != nil {
@@ -96,7 +96,11 @@ func (t *target) fail(ctx context.Context, doing string, err error) error {
 	err = failure(ctx, t.conn.p.id, doing, err)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.failed == nil {
+	switch {
+	case t.failed != nil:
+	case ctx.Err() != nil: // the server may do it later
+		t.failed = errs.Wrap(errs.Unavailable, err, "volume %s: a write to it was given up halfway, so what it holds is not known; overwrite it again", t.conn.p.id)
+	default:
 		t.failed = err
 	}
 	return err
@@ -138,7 +142,7 @@ func (t *target) WriteAt(ctx context.Context, buf []byte, off int64) error {
 // unit, where they are.
 func (t *target) units(off, end int64, head, whole, tail func(off, end int64) error) error {
 	first, last := (off+t.unit-1)&^(t.unit-1), end&^(t.unit-1)
-	if off < first {
+	if off < min(first, end) {
 		stop := min(first, end)
 		if err := head(off, stop); err != nil {
 			return err
@@ -163,8 +167,9 @@ func (t *target) partly(ctx context.Context, buf []byte, off int64) error {
 	defer t.part.Unlock()
 	at := off &^ (t.unit - 1)
 	unit := make([]byte, t.unit) // the size is a multiple of it
-	if err := t.conn.read(ctx, unit, at); err != nil {
-		return err
+	// What was asked for may be written in part already, so this counts too.
+	if err := t.conn.use(func(c *nbd.Client) error { return c.ReadAt(ctx, unit, at) }); err != nil {
+		return t.fail(ctx, "read", err)
 	}
 	copy(unit[off-at:], buf)
 	return t.write(ctx, unit, at)
