@@ -380,8 +380,12 @@ func start(t testing.TB, socket, name string, args ...string) (stop func()) {
 	cmd.Stdout, cmd.Stderr = &out, &out
 	ok(t, cmd.Start())
 	stop = sync.OnceFunc(func() {
-		_ = cmd.Process.Signal(os.Interrupt) // it may have ended
-		_ = cmd.Wait()                       // of a signal
+		signal := os.Interrupt // QEMU's keep their bitmaps
+		if name == "nbdkit" {
+			signal = os.Kill // it would wait for its clients
+		}
+		_ = cmd.Process.Signal(signal) // it may have ended
+		_ = cmd.Wait()                 // of a signal
 		cancel()
 	})
 	t.Cleanup(stop)
