@@ -29,6 +29,7 @@ import (
 	"cairn/internal/volume"
 	volumefile "cairn/internal/volume/file"
 	"cairn/internal/volume/live"
+	nbdvolume "cairn/internal/volume/nbd"
 )
 
 // shutdownGrace is how long a stopping server waits for answers in progress.
@@ -298,9 +299,15 @@ func (c serveConfig) open(ctx context.Context, dir string, server *nbd.Server, l
 	if err != nil {
 		return nil, closers, err
 	}
+	exports, err := nbdvolume.New(nbdvolume.Config{
+		Dir: filepath.Join(volumes, "nbd"), OwnSockets: []string{nbdSocket(dir)}, OwnAddress: c.nbdListen, Log: log,
+	})
+	if err != nil {
+		return nil, closers, err
+	}
 	svc, err = service.New(ctx, service.Config{
 		Store: rows, Refused: rows.Refusal(), Engine: e,
-		Drivers: map[string]volume.Driver{service.DriverManaged: managed, service.DriverRegistered: registered},
+		Drivers: map[string]volume.Driver{service.DriverManaged: managed, service.DriverRegistered: registered, service.DriverNBD: exports},
 		Live:    managed, FillRate: c.fillRate << 20,
 		Zones: c.zones, OwnDirs: []string{dir}, MaxChainPoints: c.maxChain, Workers: c.jobs, Log: log,
 		RecycleBin: c.recycle, ScrubEvery: c.scrubEvery(), ScrubBudget: c.scrubMiB << 20, LowSpace: room.isLow,

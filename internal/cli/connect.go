@@ -53,7 +53,7 @@ func (s *session) printConnection(v client.Volume) error {
 	switch {
 	case len(v.NBDURIs) > 0:
 	case v.Driver != "managed":
-		return errs.New(errs.Conflict, "volume %s is %s: use its own file or device; only managed volumes are served", v.ID, v.Driver)
+		return errs.New(errs.Conflict, "volume %s is %s: use its own file, device or export; only managed volumes are served", v.ID, v.Driver)
 	case v.Status != "available" && v.Status != "in-use" || v.TransitionStatus != "" || v.MixedJob != "":
 		return errs.New(errs.Busy, "volume %s is %s and takes no clients now; please try later", v.ID, volumeState(v))
 	case !s.client.Local():

@@ -57,22 +57,25 @@ func (a *app) volumeCreate() *cobra.Command {
 func (a *app) volumeRegister() *cobra.Command {
 	var in client.RegisterVolume
 	cmd := &cobra.Command{
-		Use: "register PATH", Short: "Make a raw file or block device of the server's host a volume", Args: arity(1, 1),
-		Long: `Make a raw file or block device of the server's host a volume. It stays where
-it is; deleting the volume later only forgets it. Since PATH is one of the
-server's host, this works only through the server's unix socket, from the
-same host.`,
-		Example: "  cairn volume register disk.raw --name disk --server unix://DIR/cairn.sock",
+		Use: "register PATH|URI", Short: "Make a raw file, a block device or an NBD export a volume", Args: arity(1, 1),
+		Long: `Make a raw file or block device of the server's host, or an export of another
+NBD server (nbd://HOST:PORT/EXPORT, nbd+unix:///EXPORT?socket=PATH), a volume.
+It stays where it is; deleting the volume later only forgets it. Since PATH is
+one of the server's host, and it is the server that connects to URI, this works
+only through the server's unix socket, from the same host.`,
+		Example: "  cairn volume register disk.raw --name disk --server unix://DIR/cairn.sock\n  cairn volume register 'nbd+unix:///?socket=/run/disk.sock' --name other --server unix://DIR/cairn.sock",
 		RunE: a.run(func(ctx context.Context, s *session, args []string) error {
 			if in.Name == "" {
 				return s.usage("--name is needed")
 			}
 			if !s.client.Local() {
-				return errs.New(errs.Invalid, "a path can be registered only through the server's unix socket, not over %s: use --server unix://DIR/cairn.sock, where DIR is the server's data folder", s.client.Server())
+				return errs.New(errs.Invalid, "a path or an NBD URI can be registered only through the server's unix socket, not over %s: use --server unix://DIR/cairn.sock, where DIR is the server's data folder", s.client.Server())
 			}
 			var err error
-			if in.Path, err = filepath.Abs(args[0]); err != nil {
-				return fmt.Errorf("find the absolute path of %s: %w", args[0], err)
+			if in.Path = args[0]; !strings.Contains(in.Path, "://") {
+				if in.Path, err = filepath.Abs(args[0]); err != nil {
+					return fmt.Errorf("find the absolute path of %s: %w", args[0], err)
+				}
 			}
 			v, err := s.client.RegisterVolume(ctx, in)
 			if err != nil {
@@ -279,8 +282,8 @@ func (a *app) volumeDelete() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "delete VOLUME...", Short: "Delete volumes; their snapshots survive", Args: arity(1, unlimited),
 		Long: `Delete volumes. Their snapshots survive, and create-volume brings the content
-of any of them back. A registered volume is only forgotten: its file or
-device stays as it is. On a terminal the command asks first.`,
+of any of them back. A registered volume is only forgotten: its file,
+device or export stays as it is. On a terminal the command asks first.`,
 		ValidArgsFunction: a.completeVolumes(unlimited),
 		RunE: a.run(func(ctx context.Context, s *session, args []string) error {
 			ids, err := s.volumes(ctx, args...)

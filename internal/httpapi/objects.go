@@ -152,8 +152,8 @@ type volumeObject struct {
 	CreateTime       string         `json:"create_time"`
 	StatusTime       string         `json:"status_time"`
 	Instance         instanceObject `json:"instance" doc:"where it is attached; empty strings while it is not"`
-	Driver           string         `json:"driver" doc:"managed or registered"`
-	Path             string         `json:"path,omitempty" doc:"of a registered volume; shown on the unix socket only"`
+	Driver           string         `json:"driver" doc:"managed, registered (a file or device) or nbd (an export of another NBD server)"`
+	Path             string         `json:"path,omitempty" doc:"of a volume that is not managed: its path or NBD URI; shown on the unix socket only"`
 	MixedJob         string         `json:"mixed_job" doc:"id of an apply that has begun to write and has not finished: the content is a mixture"`
 	Zone             string         `json:"zone"`
 	NBDURIs          []string       `json:"nbd_uris" nullable:"false" doc:"where clients connect to a managed volume; those of the unix socket are shown on the unix socket only"`

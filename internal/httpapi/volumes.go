@@ -128,7 +128,7 @@ func (a *api) createVolumes(ctx context.Context, in *createVolumesInput) (*JobOu
 
 type registerVolumeBody struct {
 	_           struct{} `additionalProperties:"true"`
-	Path        string   `json:"path" doc:"absolute path of a raw file or block device on the server"`
+	Path        string   `json:"path" doc:"absolute path of a raw file or block device on the server, or the URI of an export of another NBD server"`
 	VolumeName  string   `json:"volume_name"`
 	Description string   `json:"description,omitempty"`
 }
@@ -145,7 +145,7 @@ type volumeOutput struct {
 func (a *api) registerVolume(ctx context.Context, in *registerVolumeInput) (*volumeOutput, error) {
 	origin := in.origin(ctx)
 	if !origin.Local {
-		return nil, errs.New(errs.Denied, "a path on the server can be registered through its unix socket only; call from that machine with --server unix://…/cairn.sock")
+		return nil, errs.New(errs.Denied, "a path on the server, or a URI that it connects to, can be registered through its unix socket only; call from that machine with --server unix://…/cairn.sock")
 	}
 	body, err := in.Body.get()
 	if err != nil {
@@ -311,7 +311,7 @@ func (a *api) registerVolumes() {
 	list := under("/volumes")
 	register(a, call{http.MethodGet, list, "listVolumes", tag, "List volumes", 0}, a.listVolumes)
 	register(a, call{http.MethodPost, list, "createVolumes", tag, "Create empty volumes", 0}, a.createVolumes)
-	register(a, call{http.MethodPost, list + "/register", "registerVolume", tag, "Make a file or device of the server a volume (unix socket only)", 0}, a.registerVolume)
+	register(a, call{http.MethodPost, list + "/register", "registerVolume", tag, "Make a file or device of the server, or an NBD export, a volume (unix socket only)", 0}, a.registerVolume)
 	register(a, call{http.MethodPost, importPath, "importVolume", tag, "Make a volume of the raw stream that is the body", 0}, a.importVolume)
 	register(a, call{http.MethodPost, list + "/resize", "resizeVolumes", tag, "Grow volumes", 0}, a.resizeVolumes)
 	register(a, call{http.MethodPost, list + "/fill", "fillVolumes", tag, "Fetch in the background what volumes still need of the repository", http.StatusNoContent}, a.fillVolumes)

@@ -135,7 +135,7 @@ func (p *process) checkVolumes(a all) {
 	p.t.Helper()
 	for _, v := range a.volumes {
 		key := v.ID
-		if v.Driver == service.DriverRegistered {
+		if v.Driver != service.DriverManaged {
 			key = v.Path
 		}
 		content, there := p.w.disk.content[key]

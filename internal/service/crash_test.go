@@ -71,13 +71,13 @@ func crashCases() []crashCase {
 	)
 }
 
-// prepareGroup gives two volumes, one managed and one registered, of which
+// prepareGroup gives three volumes, one of each driver, of which
 // the first has a point.
 func prepareGroup(p *process) []string {
 	v := p.volumes(1)[0]
 	p.point(v)
 	p.write(v, "second on "+v)
-	return []string{v, p.register("/srv/disk.raw").ID}
+	return []string{v, p.register("/srv/disk.raw").ID, p.register("nbd://host/export").ID}
 }
 
 func actCreate(p *process, ids []string) (job.Job, error) { return p.create(false, ids...) }
@@ -126,7 +126,7 @@ func verifyCreate(p *process, ids []string, done bool) {
 			}
 		}
 	}
-	if done && (len(times) != 2 || times[0] != times[1]) {
+	if done && (len(times) != 3 || times[0] != times[1] || times[1] != times[2]) {
 		p.t.Errorf("the points of one call show %v", times)
 	}
 	if s := p.snapshot(p.head(ids[0])); s.Full == done {

@@ -3,7 +3,6 @@ package service_test
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"maps"
 	"sync"
@@ -143,16 +142,16 @@ func (d *disk) get(key string) (string, bool) {
 // driver serves the disk to one process.
 type driver struct {
 	*disk
-	f          *fuse
-	registered bool
-	clock      func() time.Time
+	f     *fuse
+	kind  string // service.DriverManaged …
+	clock func() time.Time
 }
 
 func (d *driver) key(s volume.Spec) string {
-	if d.registered {
-		return s.Path
+	if d.kind == service.DriverManaged {
+		return s.ID
 	}
-	return s.ID
+	return s.Path
 }
 
 func (d *driver) Capabilities() volume.Capabilities { return volume.Capabilities{} }
@@ -228,7 +227,7 @@ func (d *driver) Freeze(ctx context.Context, hold string, specs []volume.Spec, w
 			}
 			d.holds[d.holdKey(hold)] = kept
 		}
-		d.order = append(d.order, d.kind()+" end")
+		d.order = append(d.order, d.kind+" end")
 		in = shot
 		return nil
 	})
@@ -251,18 +250,11 @@ func (d *driver) shoot(specs []volume.Spec) (*instant, error) {
 		}
 		shot.sources = append(shot.sources, &source{key: key, id: s.ID, content: content, size: d.size[key]})
 	}
-	d.order = append(d.order, d.kind()+" begin")
+	d.order = append(d.order, d.kind+" begin")
 	return shot, nil
 }
 
-func (d *driver) kind() string {
-	if d.registered {
-		return service.DriverRegistered
-	}
-	return service.DriverManaged
-}
-
-func (d *driver) holdKey(hold string) string { return fmt.Sprintf("%v/%s", d.registered, hold) }
+func (d *driver) holdKey(hold string) string { return d.kind + "/" + hold }
 
 func (d *driver) Reopen(_ context.Context, hold string, specs []volume.Spec) (in volume.Instant, err error) {
 	err = d.f.do("Reopen", func() error {

@@ -7,15 +7,15 @@ import (
 	"cairn/internal/job"
 )
 
-// The volumes of two drivers are held at once: managed ones, whose clients wait,
+// The volumes of all drivers are held at once: managed ones, whose clients wait,
 // within the others.
 func TestFreezesNest(t *testing.T) {
 	in(t, func(t *testing.T, p *process) {
 		v := p.volumes(2)
-		ids := []string{v[0], p.register("/srv/disk.raw").ID, v[1]}
+		ids := []string{v[0], p.register("/srv/disk.raw").ID, v[1], p.register("nbd://host/export").ID}
 		p.w.disk.order = nil
 		j := p.good(p.create(false, ids...))
-		want := []string{"registered begin", "managed begin", "managed end", "registered end"}
+		want := []string{"nbd begin", "registered begin", "managed begin", "managed end", "registered end", "nbd end"}
 		if !slices.Equal(p.w.disk.order, want) {
 			t.Errorf("the freezes went %v, want %v", p.w.disk.order, want)
 		}

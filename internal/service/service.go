@@ -33,6 +33,7 @@ import (
 const (
 	DriverManaged    = "managed"    // ours: created, grown and removed by us
 	DriverRegistered = "registered" // somebody else's file or device
+	DriverNBD        = "nbd"        // an export of somebody else's NBD server
 )
 
 // Defaults of Config.
@@ -48,7 +49,7 @@ const (
 type Config struct {
 	Store   Store
 	Engine  Engine
-	Drivers map[string]volume.Driver // by DriverManaged, DriverRegistered
+	Drivers map[string]volume.Driver // by DriverManaged, DriverRegistered; DriverNBD may be left out
 	// Live is the managed driver's other half. nil: clones and rollbacks of
 	// managed volumes are copied by their jobs, and nobody serves volumes.
 	Live  Live

@@ -27,9 +27,9 @@ type Volume struct {
 	Name        string
 	Description string
 	Type        int    // volume_type; create_volume copies it
-	Driver      string // "managed" or "registered": which volume.Driver serves it
-	Path        string // registered only
-	Identity    string // registered only; unique among volumes that are not ceased
+	Driver      string // "managed", "registered" or "nbd": which volume.Driver serves it
+	Path        string // where it is, unless it is managed: an absolute path or an NBD URI
+	Identity    string // likewise; unique among volumes that are not ceased
 	SizeBytes   int64
 	Status      VolumeStatus
 	Transition  string // "", creating, deleting, resizing, applying, importing …
@@ -39,7 +39,8 @@ type Volume struct {
 	// finished: the content is a mixture and only that job may touch it.
 	MixedJob string
 	// OnDemand says that nobody fetches in the background what a clone or a
-	// rolled back volume still needs of the repository.
+	// rolled back volume still needs of the repository. The journal does not keep
+	// it: after a recover the volume is filled.
 	OnDemand bool
 }
 

@@ -65,7 +65,7 @@ func (h deleteVolumesJob) Do(ctx context.Context, run *job.Run) error {
 		return err
 	}
 	for _, v := range volumes {
-		if slices.Contains(notes.Removed, v.ID) || v.Driver == DriverRegistered {
+		if slices.Contains(notes.Removed, v.ID) || v.Driver != DriverManaged {
 			continue
 		}
 		d, err := h.s.driver(v)
@@ -153,7 +153,7 @@ func (h deleteVolumesJob) Undo(ctx context.Context, run *job.Run, out job.Outcom
 
 // isGone asks for a managed volume's data.
 func (h deleteVolumesJob) isGone(ctx context.Context, v Volume) (bool, error) {
-	if v.Driver == DriverRegistered {
+	if v.Driver != DriverManaged {
 		return false, nil
 	}
 	d, err := h.s.driver(v)

@@ -27,7 +27,7 @@ func (s *Service) ResizeVolumes(ctx context.Context, in ResizeVolumes) (job.Job,
 				return nil, err
 			}
 			if v.Driver != DriverManaged {
-				return nil, errs.New(errs.Conflict, "volume %s is registered; resize its file or device itself, the next snapshot notices", id)
+				return nil, errs.New(errs.Conflict, "volume %s is registered; resize its file, device or export itself, the next snapshot notices", id)
 			}
 			if in.SizeBytes <= v.SizeBytes {
 				return nil, errs.New(errs.Conflict, "volume %s has %d bytes; volumes only grow, so ask for more than that", id, v.SizeBytes)

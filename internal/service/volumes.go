@@ -8,6 +8,7 @@ import (
 
 	"cairn/internal/errs"
 	"cairn/internal/job"
+	"cairn/internal/volume"
 )
 
 // Volumes lists volumes.
@@ -125,14 +126,14 @@ func (h createVolumesJob) Undo(ctx context.Context, run *job.Run, out job.Outcom
 	return h.s.removeNewVolumes(ctx, run, out, params.Volumes...)
 }
 
-// RegisterVolume makes a file or block device of this host a volume. Nothing
-// of it is ever created, resized or removed.
+// RegisterVolume makes a file or block device of this host, or an export of an
+// NBD server, a volume. Nothing of it is ever created, resized or removed.
 func (s *Service) RegisterVolume(ctx context.Context, in RegisterVolume) (Volume, error) {
 	if err := s.checkZone(in.Zone); err != nil {
 		return Volume{}, err
 	}
 	if !in.Local {
-		return Volume{}, errs.New(errs.Denied, "a path on the server can be registered only through the server's unix socket, not over the network")
+		return Volume{}, errs.New(errs.Denied, "a path on the server, or an NBD URI that it connects to, can be registered only through the server's unix socket, not over the network")
 	}
 	if err := checkName("volume_name", in.Name); err != nil {
 		return Volume{}, err
@@ -140,23 +141,15 @@ func (s *Service) RegisterVolume(ctx context.Context, in RegisterVolume) (Volume
 	if err := checkText("description", in.Description, maxDescriptionRunes); err != nil {
 		return Volume{}, err
 	}
-	if !filepath.IsAbs(in.Path) {
-		return Volume{}, errs.New(errs.Invalid, "path %s is not absolute; give the file's or device's whole path on the server", clip(in.Path))
-	}
-	found, err := s.drivers[DriverRegistered].Probe(ctx, in.Path)
+	kind, found, err := s.probe(ctx, in.Path)
 	if err != nil {
 		return Volume{}, err
-	}
-	for _, dir := range s.ownDirs {
-		if within(dir, found.Path) {
-			return Volume{}, errs.New(errs.Invalid, "path %s belongs to this service; its own files cannot be registered", clip(in.Path))
-		}
 	}
 	if err := checkSize(found.SizeBytes); err != nil {
 		return Volume{}, err
 	}
 	v := Volume{
-		ID: newID(volumePrefix), Zone: in.Zone, Name: in.Name, Description: in.Description, Driver: DriverRegistered,
+		ID: newID(volumePrefix), Zone: in.Zone, Name: in.Name, Description: in.Description, Driver: kind,
 		Path: found.Path, Identity: found.Identity, SizeBytes: found.SizeBytes,
 		Status: VolumeAvailable, CreateTime: s.now(),
 	}
@@ -167,7 +160,7 @@ func (s *Service) RegisterVolume(ctx context.Context, in RegisterVolume) (Volume
 			return err
 		}
 		if ok {
-			return errs.New(errs.Exists, "path %s is volume %s already; use that, or delete it first", clip(in.Path), have.ID)
+			return errs.New(errs.Exists, "%s is volume %s already; use that, or delete it first", clip(v.Path), have.ID)
 		}
 		return tx.InsertVolume(v)
 	})
@@ -176,6 +169,30 @@ func (s *Service) RegisterVolume(ctx context.Context, in RegisterVolume) (Volume
 	}
 	s.log.Info("volume registered", "volume", v.ID, "request", in.RequestID, "path", v.Path, "size_bytes", v.SizeBytes)
 	return v, nil
+}
+
+// probe examines what somebody wants to register, and tells whose it is.
+func (s *Service) probe(ctx context.Context, path string) (kind string, found volume.Probe, err error) {
+	d := s.drivers[DriverRegistered]
+	switch isURI := strings.Contains(path, "://"); {
+	case filepath.IsAbs(path):
+		kind = DriverRegistered
+	case !isURI:
+		return "", found, errs.New(errs.Invalid, "path %s is not absolute; give the file's or device's whole path on the server, or an NBD URI", clip(path))
+	case s.drivers[DriverNBD] == nil:
+		return "", found, errs.New(errs.Conflict, "this server registers no NBD exports; give the path of a file or device")
+	default:
+		kind, d = DriverNBD, s.drivers[DriverNBD]
+	}
+	if found, err = d.Probe(ctx, path); err != nil || kind == DriverNBD {
+		return kind, found, err
+	}
+	for _, dir := range s.ownDirs {
+		if within(dir, found.Path) {
+			return "", found, errs.New(errs.Invalid, "path %s belongs to this service; its own files cannot be registered", clip(path))
+		}
+	}
+	return kind, found, nil
 }
 
 // within reports whether path is dir or lies under it; both are canonical.

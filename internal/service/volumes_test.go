@@ -22,6 +22,10 @@ func TestRegister(t *testing.T) {
 		if r.Driver != service.DriverRegistered || r.Status != service.VolumeAvailable || r.SizeBytes != volumeSize {
 			t.Errorf("registered: %+v", r)
 		}
+		const uri = "nbd://host/export"
+		if n := p.register(uri); n.Driver != service.DriverNBD || n.Path != uri {
+			t.Errorf("registered by URI: %+v", n)
+		}
 		local := service.Origin{Zone: zone, Local: true}
 		own := filepath.Join(filepath.Dir(p.w.path), "volumes", "vol-A.raw")
 		p.w.disk.put(own, "ours", volumeSize)
@@ -33,6 +37,9 @@ func TestRegister(t *testing.T) {
 			words string
 		}{
 			{"over the network", service.RegisterVolume{Origin: origin, Path: "/srv/disk.raw", Name: "n"}, errs.Denied, "unix socket"},
+			{"a URI over the network", service.RegisterVolume{Origin: origin, Path: uri, Name: "n"}, errs.Denied, "unix socket"},
+			{"a URI twice", service.RegisterVolume{Origin: local, Path: uri, Name: "n"}, errs.Exists, uri},
+			{"another scheme", service.RegisterVolume{Origin: local, Path: "http://host/", Name: "n"}, errs.NotFound, "nothing"},
 			{"twice", service.RegisterVolume{Origin: local, Path: "/srv/disk.raw", Name: "n"}, errs.Exists, r.ID},
 			{"our own file", service.RegisterVolume{Origin: local, Path: own, Name: "n"}, errs.Invalid, "belongs to this service"},
 			{"relative", service.RegisterVolume{Origin: local, Path: "disk.raw", Name: "n"}, errs.Invalid, "not absolute"},

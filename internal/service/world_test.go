@@ -152,7 +152,7 @@ func (w *world) prepare(f *fuse) *process {
 		rows = refusing{rows, w.refused}
 	}
 	p := &process{w: w, t: w.t, f: f, store: db, mover: &mover{disk: w.disk, f: f, damaged: map[string]bool{}, deep: map[string]bool{}}}
-	managed := &driver{disk: w.disk, f: f, clock: clock}
+	managed := &driver{disk: w.disk, f: f, kind: service.DriverManaged, clock: clock}
 	var live service.Live
 	if w.live {
 		p.own = &ownership{taken: map[string]bool{}, points: map[string]string{}}
@@ -162,7 +162,8 @@ func (w *world) prepare(f *fuse) *process {
 		Store: rows, Refused: w.refused, Engine: p.mover, Zones: []string{zone}, Live: live,
 		Drivers: map[string]volume.Driver{
 			service.DriverManaged:    managed,
-			service.DriverRegistered: &driver{disk: w.disk, f: f, clock: clock, registered: true},
+			service.DriverRegistered: &driver{disk: w.disk, f: f, kind: service.DriverRegistered, clock: clock},
+			service.DriverNBD:        &driver{disk: w.disk, f: f, kind: service.DriverNBD, clock: clock},
 		},
 		OwnDirs: []string{filepath.Dir(w.path)}, MaxChainPoints: w.max, RetryDelay: time.Millisecond,
 		Clock: clock, Log: w.log,
@@ -309,7 +310,7 @@ func (p *process) volumes(n int) []string {
 
 func (p *process) write(id, content string) { p.w.disk.put(id, content, volumeSize) }
 
-// register makes a registered volume of a fake file.
+// register makes a registered volume of a fake file or export.
 func (p *process) register(path string) service.Volume {
 	p.t.Helper()
 	p.w.disk.put(path, "first in "+path, volumeSize)

@@ -1,5 +1,5 @@
 // Package volume is the contract between the service and the things that hold
-// block volumes. Drivers live below it (file; later live, nbd, libvirt);
+// block volumes. Drivers live below it (file, live, nbd; later libvirt);
 // volumetest.Run is the suite that every driver passes.
 //
 // Invariants every driver keeps:

@@ -64,7 +64,7 @@ func TestAuditGoesRound(t *testing.T) {
 			if !slices.Equal(rs, again) {
 				t.Fatalf("another instant has another audit: %v, %v", rs, again)
 			}
-			ok(t, in.Settle(t.Context(), []volume.Checkpoint{volume.Checkpoint(fmt.Sprintf("p%d", round*runs+i+1))}))
+			ok(t, in.Settle(t.Context(), []volume.Checkpoint{volume.Checkpoint(fmt.Sprintf("p%d", round*runs+i+1))}, committed))
 			ok(t, in.Close())
 			if i == 2 {
 				c.d = newDriver(t, c.d.cfg.Dir)

@@ -99,16 +99,20 @@ func (in *instant) Check(ctx context.Context) error {
 }
 
 // Settle writes down which bitmaps count from the new points on, of volumes
-// whose bitmaps may be believed.
-func (in *instant) Settle(_ context.Context, checkpoints []volume.Checkpoint) error {
+// whose bitmaps may be believed, and lets go of all. Who comes for one of them
+// before waits in claim.
+func (in *instant) Settle(_ context.Context, checkpoints []volume.Checkpoint, commit func() error) error {
 	if len(checkpoints) != len(in.sources) {
 		return errs.New(errs.Internal, "hold %s: %d checkpoints for %d volumes", in.hold, len(checkpoints), len(in.sources))
+	}
+	if err := commit(); err != nil {
+		return err
 	}
 	var all error
 	for i, s := range in.sources {
 		all = errors.Join(all, s.settle(checkpoints[i]))
 	}
-	return all
+	return errors.Join(all, in.free())
 }
 
 func (in *instant) Close() error {

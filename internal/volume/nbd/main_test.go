@@ -401,3 +401,5 @@ func start(t testing.TB, socket, name string, args ...string) (stop func()) {
 		}
 	}
 }
+
+func committed() error { return nil }

@@ -216,7 +216,7 @@ func (m *machine) capture(rt *rapid.T, settle bool) {
 	if rapid.IntRange(0, 9).Draw(rt, "clear before Settle") == 0 {
 		m.clear(rt)
 	}
-	ok(rt, in.Settle(ctx, []volume.Checkpoint{now.name}))
+	ok(rt, in.Settle(ctx, []volume.Checkpoint{now.name}, committed))
 	m.lost = false
 }
 

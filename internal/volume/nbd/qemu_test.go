@@ -102,7 +102,7 @@ func TestQEMUBitmaps(t *testing.T) {
 			}
 		}
 		ok(t, in.Check(t.Context()))
-		ok(t, in.Settle(t.Context(), []volume.Checkpoint{next}))
+		ok(t, in.Settle(t.Context(), []volume.Checkpoint{next}, committed))
 		ok(t, in.Close())
 		known = bytes.Clone(want)
 	}

@@ -34,7 +34,7 @@ func (c *scene) point(checkpoint volume.Checkpoint) {
 	c.t.Helper()
 	in := freeze(c.t, c.d, c.spec)
 	ok(c.t, in.Check(c.t.Context()))
-	ok(c.t, in.Settle(c.t.Context(), []volume.Checkpoint{checkpoint}))
+	ok(c.t, in.Settle(c.t.Context(), []volume.Checkpoint{checkpoint}, committed))
 	ok(c.t, in.Close())
 }
 
@@ -282,11 +282,11 @@ func TestRecordFailures(t *testing.T) {
 	c := newTracked(t, "cairn-a")
 	in := freeze(t, c.d, c.spec)
 	ok(t, os.RemoveAll(c.d.cfg.Dir))
-	err := in.Settle(t.Context(), []volume.Checkpoint{"p1"})
+	err := in.Settle(t.Context(), []volume.Checkpoint{"p1"}, committed)
 	if errs.KindOf(err) != errs.Internal || !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("Settle: %v", err)
 	}
-	if err := in.Settle(t.Context(), nil); errs.KindOf(err) != errs.Internal {
+	if err := in.Settle(t.Context(), nil, committed); errs.KindOf(err) != errs.Internal {
 		t.Errorf("Settle of no point: %v", err)
 	}
 	ok(t, in.Close())
