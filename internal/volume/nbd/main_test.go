@@ -358,7 +358,7 @@ func needs(t testing.TB, tools ...string) {
 	}
 }
 
-const toolLimit = time.Minute
+const toolLimit = 10 * time.Minute
 
 func run(t testing.TB, name string, args ...string) {
 	t.Helper()
