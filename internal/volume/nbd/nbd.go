@@ -38,8 +38,8 @@ type Config struct {
 	// itself listens: what it serves cannot be registered with it.
 	OwnSockets []string
 	OwnAddress string
-	// Attempts is how often a read is tried when its connection is lost: 8,
-	// within some 5 s.
+	// Attempts is how often a read is tried when its connection is lost, and a
+	// connection when the server does not take it: 8, within some 5 s.
 	Attempts int
 	Log      *slog.Logger
 }
