@@ -3,6 +3,7 @@ package nbdvolume
 import (
 	"context"
 	"errors"
+	"flag"
 	"net"
 	"os"
 	"os/exec"
@@ -20,7 +21,20 @@ import (
 	"cairn/internal/volume"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// checks of each model: one makes some hundred connections.
+const checks = "25"
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	given := os.Getenv("CAIRN_LONG") == "1"
+	flag.Visit(func(f *flag.Flag) { given = given || f.Name == "rapid.checks" })
+	if !given {
+		if err := flag.Set("rapid.checks", checks); err != nil {
+			panic(err)
+		}
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // tester is what *testing.T and *rapid.T have in common.
 type tester interface {
