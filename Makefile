@@ -57,10 +57,17 @@ lint: ## golangci-lint alone (its first build takes about two minutes)
 	@$(LINT) run ./...
 
 .PHONY: bench
-bench: ## measure beside cp, qemu-img, restic and borg; writes docs/BENCH.md
+bench: ## measure beside cp, qemu-img, restic, borg, qemu-nbd, nbdkit; writes docs/BENCH*.md
 	@scripts/setup.sh bench
 	@scripts/build.sh bin/cairn
 	@go run ./test/bench -cairn bin/cairn -out docs/BENCH.md
+	@go run ./test/bench/live -cairn bin/cairn -out docs/BENCH-LIVE.md
+
+.PHONY: bench-live
+bench-live: ## the second half of it: volumes that are served to clients
+	@scripts/setup.sh bench
+	@scripts/build.sh bin/cairn
+	@go run ./test/bench/live -cairn bin/cairn -out docs/BENCH-LIVE.md
 
 .PHONY: soak
 soak: setup build ## everything at once for half an hour
