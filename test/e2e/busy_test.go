@@ -54,7 +54,10 @@ func (b *busyWorld) startClone(t *testing.T) harness.Job {
 
 func (b *busyWorld) startApply(t *testing.T) harness.Job {
 	t.Helper()
-	overwriteAll(t, b.big)
+	all := harness.Edit{Kind: harness.WriteNoise, Len: b.big.content.Size(), Seed: 1}
+	if err := all.ApplyFile(b.big.path); err != nil {
+		t.Fatal(err)
+	}
 	return b.api().Send(t, http.MethodPost, "volume_snapshots/apply", map[string]any{"snapshots": []string{b.ss}}).Begin(t)
 }
 

@@ -1,8 +1,6 @@
 package e2e
 
 import (
-	"fmt"
-	"os"
 	"testing"
 
 	"cairn/test/e2e/harness"
@@ -81,21 +79,27 @@ func latticeEdits(cells []cell, i int) []harness.Edit {
 // TestZeroLattice takes every sequence of three states of {never, A, B,
 // zeros, discarded} on ranges that end on chunk edges and a sector beside
 // them, as a full and two increments and as three fulls, and brings each of
-// the points back to a new volume and over every other content.
+// the points back to a new volume and over every other content. Of a live
+// volume a client asks for the zeros, and trims.
 func TestZeroLattice(t *testing.T) {
+	t.Run("registered", func(t *testing.T) { zeroLattice(t, (*world).register) })
+	t.Run("live", func(t *testing.T) { zeroLattice(t, (*world).importVolume) })
+}
+
+func zeroLattice(t *testing.T, volume func(*world, harness.TB, *harness.Image) *modelVolume) {
 	srv := serve(t)
 	w := &world{srv: srv, dir: t.TempDir()}
 	cells, size := lattice()
-	v := w.register(t, harness.NewImage(size))
+	v := volume(w, t, harness.NewImage(size))
 	for step := range 3 {
-		applyEdits(t, v, latticeEdits(cells, step))
+		w.edit(t, v, latticeEdits(cells, step)...)
 		w.create(t, step == 0, v)
 	}
 	// The same three moments as fulls: a second chain, made by going back.
 	inc := w.livePoints("")
 	for _, p := range inc {
 		w.apply(t, p)
-		v.content.WantFile(t, v.path)
+		w.wantVolume(t, v)
 		w.create(t, true, v)
 	}
 	w.checkRows(t)
@@ -114,7 +118,7 @@ func TestZeroLattice(t *testing.T) {
 		w.forget(t, c)
 	}
 	// A reused target: every point over every other, and over a volume in
-	// which no byte is zero and nothing is a hole.
+	// which nothing is a hole.
 	for i, to := range inc {
 		for j, from := range inc {
 			if i == j {
@@ -122,54 +126,13 @@ func TestZeroLattice(t *testing.T) {
 			}
 			w.apply(t, from)
 			w.apply(t, to)
-			v.content.WantFile(t, v.path)
+			w.wantVolume(t, v)
 		}
-		overwriteAll(t, v)
+		w.edit(t, v, harness.Edit{Kind: harness.WriteNoise, Len: v.content.Size(), Seed: 1})
 		w.apply(t, to)
-		v.content.WantFile(t, v.path)
+		w.wantVolume(t, v)
 	}
 	w.checkRows(t)
 	w.api().ScrubClean(t)
 	t.Logf("%d cells of %d states in a row on a volume of %d bytes", len(cells), 3, size)
-}
-
-// applyEdits does many edits through one descriptor.
-func applyEdits(t *testing.T, v *modelVolume, edits []harness.Edit) {
-	t.Helper()
-	f, err := os.OpenFile(v.path, os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	for _, e := range edits {
-		if err := e.ApplyTo(f); err != nil {
-			t.Fatal(err)
-		}
-		v.content.Apply(e)
-	}
-	if err := f.Close(); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// overwriteAll fills a volume with bytes that are not zero.
-func overwriteAll(t *testing.T, v *modelVolume) {
-	t.Helper()
-	b := make([]byte, mib)
-	for i := range b {
-		b[i] = 0xEE
-	}
-	f, err := os.OpenFile(v.path, os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	for off := int64(0); off < v.content.Size(); off += mib {
-		if _, err := f.WriteAt(b[:min(mib, v.content.Size()-off)], off); err != nil {
-			t.Fatal(fmt.Errorf("fill %s: %w", v.name, err))
-		}
-	}
-	if err := f.Close(); err != nil {
-		t.Fatal(err)
-	}
 }

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -9,6 +10,7 @@ import (
 	"slices"
 	"strings"
 
+	"cairn/internal/nbd"
 	"cairn/test/e2e/harness"
 )
 
@@ -130,6 +132,47 @@ func (v *modelVolume) edit(t harness.TB, e harness.Edit) {
 		t.Fatalf("edit %+v of %s: %v", e, v.name, err)
 	}
 	v.content.Apply(e)
+}
+
+// edit changes a volume as its owner would: a registered one's file, a managed
+// one as its client.
+func (w *world) edit(t harness.TB, v *modelVolume, edits ...harness.Edit) {
+	t.Helper()
+	if v.path == "" {
+		w.editAsClient(t, v, edits)
+		return
+	}
+	for _, e := range edits {
+		v.edit(t, e)
+	}
+}
+
+// editAsClient trims what an edit discards; zeros are asked for as such, with
+// and without holes, or written.
+func (w *world) editAsClient(t harness.TB, v *modelVolume, edits []harness.Edit) {
+	t.Helper()
+	ctx := context.Background()
+	c := dialVolume(ctx, t, w.srv, v.id)
+	for _, e := range edits {
+		var err error
+		switch {
+		case e.Kind == harness.Punch:
+			err = c.Trim(ctx, e.Off, e.Len, 0)
+		case e.Kind == harness.WriteZeros && e.Seed%4 == 0:
+			err = c.Zero(ctx, e.Off, e.Len, 0)
+		case e.Kind == harness.WriteZeros && e.Seed%4 == 1:
+			err = c.Zero(ctx, e.Off, e.Len, nbd.NoHole)
+		default:
+			err = c.WriteAt(ctx, e.Bytes(), e.Off, 0)
+		}
+		if err != nil {
+			t.Fatalf("edit %+v of %s: %v", e, v.name, err)
+		}
+		v.content.Apply(e)
+	}
+	if err := c.Close(); err != nil {
+		t.Fatalf("disconnect from %s: %v", v.name, err)
+	}
 }
 
 // grow makes a volume larger: a registered one by its owner, a managed one

@@ -149,17 +149,19 @@ func (m *machine) addImported(t *rapid.T) {
 	m.count("import")
 }
 
-func (m *machine) registered() []*modelVolume {
-	return slices.DeleteFunc(m.liveVols(), func(v *modelVolume) bool { return v.path == "" })
-}
-
 func (m *machine) write(t *rapid.T) {
-	v := m.drawVolume(t, m.registered())
+	v := m.drawVolume(t, m.liveVols())
 	r := harness.Rand(rapid.Uint64().Draw(t, "edits"))
+	var edits []harness.Edit
 	for range 1 + r.IntN(4) {
-		v.edit(t, harness.RandomEdit(r, v.content.Size()))
+		edits = append(edits, harness.RandomEdit(r, v.content.Size()))
 	}
-	m.count("write")
+	m.edit(t, v, edits...)
+	if v.path == "" {
+		m.count("write as a client")
+	} else {
+		m.count("write")
+	}
 }
 
 func (m *machine) snapshot(t *rapid.T) {
