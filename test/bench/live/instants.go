@@ -30,6 +30,7 @@ type instants struct {
 	freezes    []float64 // of each point, the longest write that overlaps its job
 	pointsTook []float64 // from the call to the end of the job
 	firstReads []float64 // of each clone, from the call to the first 4 KiB read
+	served     []float64 // of each time that a point is served, the same
 	rollback   float64   // from the call to the first 4 KiB read
 	changed    float64   // the part of the volume that differed
 	nothing    []float64 // a point of a volume of 1 TiB in which nothing changed
@@ -66,6 +67,10 @@ func (r *rig) connect(ctx context.Context, volume string) (*nbd.Client, error) {
 	if err != nil {
 		return nil, err
 	}
+	return dial(ctx, text)
+}
+
+func dial(ctx context.Context, text string) (*nbd.Client, error) {
 	uri, err := nbd.ParseURI(text)
 	if err != nil {
 		return nil, err
@@ -191,6 +196,25 @@ func (r *rig) firstRead(ctx context.Context, volume string, off int64) error {
 	return errors.Join(n.ReadAt(ctx, make([]byte, page), off), n.Close())
 }
 
+// measureServed serves a point, reads a page of it and ends that.
+func (r *results) measureServed(ctx context.Context, c *rig, point string, off int64) error {
+	begin := time.Now()
+	e, err := c.ServeSnapshot(ctx, point)
+	if err != nil {
+		return err
+	}
+	n, err := dial(ctx, e.NBDURIs[0])
+	if err != nil {
+		return err
+	}
+	err = n.ReadAt(ctx, make([]byte, page), off)
+	r.served = append(r.served, time.Since(begin).Seconds())
+	if err := errors.Join(err, n.Close()); err != nil {
+		return err
+	}
+	return c.UnserveSnapshot(ctx, point, false)
+}
+
 func (r *results) measureClones(ctx context.Context, c *rig) error {
 	const size = 1 << 30
 	id, err := c.newVolume(ctx, size)
@@ -209,13 +233,17 @@ func (r *results) measureClones(ctx context.Context, c *rig) error {
 		return err
 	}
 	for i := range clones {
+		off := int64(i) * (size / clones) &^ (page - 1)
+		if err := r.measureServed(ctx, c, p, off); err != nil {
+			return err
+		}
 		begin := time.Now()
 		j, err := c.CreateVolumeFromSnapshot(ctx, p, client.CloneSnapshot{VolumeName: "clone", OnDemand: true})
 		clone, err := c.one(ctx, j, err)
 		if err != nil {
 			return err
 		}
-		if err := c.firstRead(ctx, clone, int64(i)*(size/clones)&^(page-1)); err != nil {
+		if err := c.firstRead(ctx, clone, off+size/clones/2&^(page-1)); err != nil {
 			return err
 		}
 		r.firstReads = append(r.firstReads, time.Since(begin).Seconds())

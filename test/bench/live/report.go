@@ -68,6 +68,8 @@ func (r *results) goals() []goal {
 			fmt.Sprintf("without points the longest of %d writes took %.1f ms, p99 %.2f; a point took %.0f ms", len(r.calm), ms*percentile(r.calm, 1), ms*percentile(r.calm, 0.99), ms*median(r.pointsTook))},
 		goal{"clone: call to first read, p50", "ms", ms * median(r.firstReads), 50, true, fmt.Sprintf("of %d, job and connection included", len(r.firstReads))},
 		goal{"clone: call to first read, p99", "ms", ms * percentile(r.firstReads, 0.99), 50, true, ""},
+		goal{"serve a point: call to first read, p50", "ms", ms * median(r.served), 50, true, fmt.Sprintf("of %d, connection included", len(r.served))},
+		goal{"serve a point: call to first read, p99", "ms", ms * percentile(r.served, 0.99), 50, true, ""},
 		goal{fmt.Sprintf("rollback of %d GiB: call to first read", r.conf.gib), "s", r.rollback, 1, true, fmt.Sprintf("%.1f %% changed", 100*r.changed)},
 		goal{"point of 1 TiB, nothing changed", "s", median(r.nothing), 0.5, true, fmt.Sprintf("call to end of job, median of %d", len(r.nothing))},
 	)
