@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -27,7 +28,8 @@ const (
 // of seconds.
 type instants struct {
 	calm       []float64 // a client's writes while nothing else goes on
-	freezes    []float64 // of each point, the longest write that overlaps its job
+	pauses     []float64 // of each point, how long the freeze kept writes waiting
+	longest    []float64 // of each point, the longest write that overlaps its job
 	pointsTook []float64 // from the call to the end of the job
 	firstReads []float64 // of each clone, from the call to the first 4 KiB read
 	served     []float64 // of each time that a point is served, the same
@@ -181,10 +183,37 @@ func (r *results) measureFreezes(ctx context.Context, c *rig) error {
 				longest = max(longest, s.end.Sub(s.begin).Seconds())
 			}
 		}
-		r.freezes = append(r.freezes, longest)
+		r.longest = append(r.longest, longest)
 		r.pointsTook = append(r.pointsTook, j.end.Sub(j.begin).Seconds())
 	}
-	return nil
+	r.pauses, err = c.pauses(points)
+	return err
+}
+
+// pauses reads in the server's log how long the last freezes kept writes
+// waiting: from when the first had to until all could go on.
+func (r *rig) pauses(count int) ([]float64, error) {
+	log, err := os.ReadFile(r.log.Name())
+	if err != nil {
+		return nil, err
+	}
+	var out []float64
+	for line := range strings.Lines(string(log)) {
+		if !strings.Contains(line, "volumes frozen") {
+			continue
+		}
+		_, text, _ := strings.Cut(line, "pause=")
+		text, _, _ = strings.Cut(strings.TrimSpace(text), " ")
+		took, err := time.ParseDuration(text)
+		if err != nil {
+			return nil, fmt.Errorf("the server's log has %q: %w", line, err)
+		}
+		out = append(out, took.Seconds())
+	}
+	if len(out) < count {
+		return nil, fmt.Errorf("the server's log tells of %d freezes, want %d", len(out), count)
+	}
+	return out[len(out)-count:], nil
 }
 
 // firstRead connects and reads a page.
