@@ -23,7 +23,7 @@ func TestAuditGoesRound(t *testing.T) {
 	}
 	disk.bitmap("cairn-a")
 	for range 20 {
-		disk.mark(r.Int64N(size), 1+r.Int64N(100<<10))
+		disk.dirty(r.Int64N(size), 1+r.Int64N(100<<10))
 	}
 	c := newScene(t, disk, nil)
 	c.spec = register(t, c.d, "vol-1", c.s.uri("x")+trusted)

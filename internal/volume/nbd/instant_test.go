@@ -73,7 +73,7 @@ func TestChangesAreNoticed(t *testing.T) {
 	}{
 		"a mark in a bitmap": {full("any"), func(c *scene) { c.disk.put(letter('a', 1), 3*mib) }},
 		"a mark in one bitmap of three": {full("x", "y", "z"), func(c *scene) {
-			delete(c.disk.bitmaps, bitmaps+"y")
+			c.disk.unbitmap("y", "")
 			c.disk.put(letter('a', 1), 3*mib)
 			c.disk.bitmap("y")
 		}},
@@ -87,11 +87,11 @@ func TestChangesAreNoticed(t *testing.T) {
 			c.reserve()
 		}},
 		"a bitmap less": {full("any"), func(c *scene) {
-			delete(c.disk.bitmaps, bitmaps+"any")
+			c.disk.unbitmap("any", "")
 			c.reserve()
 		}},
 		"another bitmap": {full("any"), func(c *scene) {
-			delete(c.disk.bitmaps, bitmaps+"any")
+			c.disk.unbitmap("any", "")
 			c.disk.bitmap("new")
 			c.reserve()
 		}},

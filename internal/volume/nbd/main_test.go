@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"flag"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
@@ -104,6 +105,13 @@ func (d *disk) put(buf []byte, off int64) {
 	d.mark(off, int64(len(buf)))
 }
 
+// dirty marks what nobody wrote.
+func (d *disk) dirty(off, length int64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.mark(off, length)
+}
+
 func (d *disk) mark(off, length int64) {
 	for _, m := range d.bitmaps {
 		for b := off >> 16; b<<16 < off+length; b++ {
@@ -130,6 +138,36 @@ func (d *disk) resize(size int64) {
 		}
 	}
 	d.data = append(slices.Clone(d.data[:min(size, int64(len(d.data)))]), make([]byte, max(size-int64(len(d.data)), 0))...)
+}
+
+// size is that of the data.
+func (d *disk) size() int64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return int64(len(d.data))
+}
+
+// allMarks is what all bitmaps hold.
+func (d *disk) allMarks() map[string]map[int64]bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	all := map[string]map[int64]bool{}
+	for name, marks := range d.bitmaps {
+		all[name] = maps.Clone(marks)
+	}
+	return all
+}
+
+func (d *disk) has(bitmap string) bool { return d.allMarks()[bitmaps+bitmap] != nil }
+
+// unbitmap takes one away, and gives it another name unless that is "".
+func (d *disk) unbitmap(name, other string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if other != "" {
+		d.bitmaps[bitmaps+other] = d.bitmaps[bitmaps+name]
+	}
+	delete(d.bitmaps, bitmaps+name)
 }
 
 // bitmap makes a fresh one, also where one was.
@@ -173,14 +211,14 @@ func (d *disk) Zero(ctx context.Context, off, length int64, _ nbd.Flags) error {
 	if err := d.call(ctx, "zero", off, length); err != nil {
 		return err
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
 	d.punch(off, length)
 	return nil
 }
 
 // punch zeroes, and makes holes of whole pages.
 func (d *disk) punch(off, length int64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	clear(d.data[off : off+length])
 	for b := (off + 4095) / 4096; (b+1)*4096 <= off+length; b++ {
 		delete(d.data4k, b)
@@ -289,8 +327,8 @@ func serveAt(t testing.TB, network, address string) *server {
 
 // exported is everything that a disk can do.
 func exported(name string, d *disk) nbd.ExportConfig {
-	c := nbd.ExportConfig{Name: name, Size: int64(len(d.data)), MultiConn: true, CanZero: true, Contexts: []string{nbd.BaseAllocation}}
-	for name := range d.bitmaps {
+	c := nbd.ExportConfig{Name: name, Size: d.size(), MultiConn: true, CanZero: true, Contexts: []string{nbd.BaseAllocation}}
+	for name := range d.allMarks() {
 		c.Contexts = append(c.Contexts, name)
 	}
 	return c

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"strings"
 	"testing"
@@ -86,7 +85,7 @@ func TestTrackingModel(t *testing.T) {
 }
 
 func (m *machine) span(rt *rapid.T) (off, length int64) {
-	size := int64(len(m.c.disk.data))
+	size := m.c.disk.size()
 	off = rapid.Int64Range(0, size-1).Draw(rt, "off")
 	return off, min(rapid.Int64Range(1, 100<<10).Draw(rt, "length"), size-off)
 }
@@ -98,8 +97,6 @@ func (m *machine) write(rt *rapid.T) {
 
 func (m *machine) punch(rt *rapid.T) {
 	off, length := m.span(rt)
-	m.c.disk.mu.Lock()
-	defer m.c.disk.mu.Unlock()
 	m.c.disk.punch(off, length)
 }
 
@@ -114,7 +111,7 @@ func (m *machine) breaks(names ...string) {
 
 func (m *machine) clear(rt *rapid.T) {
 	name := rapid.SampledFrom(bitmapNames).Draw(rt, "name")
-	if m.c.disk.bitmaps[bitmaps+name] != nil {
+	if m.c.disk.has(name) {
 		m.c.disk.bitmap(name)
 		m.breaks(name)
 	}
@@ -123,8 +120,8 @@ func (m *machine) clear(rt *rapid.T) {
 // bitmap removes a bitmap, or makes one that was not there.
 func (m *machine) bitmap(rt *rapid.T) {
 	name := rapid.SampledFrom(bitmapNames).Draw(rt, "name")
-	if m.c.disk.bitmaps[bitmaps+name] != nil {
-		delete(m.c.disk.bitmaps, bitmaps+name)
+	if m.c.disk.has(name) {
+		m.c.disk.unbitmap(name, "")
 	} else {
 		m.c.disk.bitmap(name)
 	}
@@ -133,7 +130,7 @@ func (m *machine) bitmap(rt *rapid.T) {
 }
 
 func (m *machine) resize(rt *rapid.T) {
-	was := int64(len(m.c.disk.data))
+	was := m.c.disk.size()
 	size := rapid.SampledFrom(sizes).Draw(rt, "size")
 	m.c.disk.resize(size)
 	if size < was {
@@ -222,14 +219,10 @@ func (m *machine) capture(rt *rapid.T, settle bool) {
 
 func (m *machine) present() base {
 	m.points++
-	b := base{
+	return base{
 		name: volume.Checkpoint(fmt.Sprint("p", m.points)), content: m.c.disk.bytes(),
-		marks: map[string]map[int64]bool{}, broken: map[string]bool{},
+		marks: m.c.disk.allMarks(), broken: map[string]bool{},
 	}
-	for name, marks := range m.c.disk.bitmaps {
-		b.marks[name] = maps.Clone(marks)
-	}
-	return b
 }
 
 // follow demands that what changed since b leads to now.

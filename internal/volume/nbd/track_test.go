@@ -126,7 +126,7 @@ func TestTracking(t *testing.T) {
 	c.point("p3")
 	c.write(7)
 	c.wantChanges("p3", 7) // of two, that which tells the least
-	delete(c.disk.bitmaps, bitmaps+"cairn-a")
+	c.disk.unbitmap("cairn-a", "")
 	c.reserve()
 	c.wantChanges("p3", 7)
 	c.point("p4")
@@ -185,12 +185,11 @@ func TestTrackingIsLost(t *testing.T) {
 			c.write(90)
 		},
 		"taken away": func(c *scene) {
-			delete(c.disk.bitmaps, bitmaps+"cairn-a")
+			c.disk.unbitmap("cairn-a", "")
 			c.reserve()
 		},
 		"renamed": func(c *scene) {
-			c.disk.bitmaps[bitmaps+"cairn-b"] = c.disk.bitmaps[bitmaps+"cairn-a"]
-			delete(c.disk.bitmaps, bitmaps+"cairn-a")
+			c.disk.unbitmap("cairn-a", "cairn-b")
 			c.reserve()
 		},
 		"grown": func(c *scene) {
@@ -217,7 +216,7 @@ func TestTrackingIsLost(t *testing.T) {
 		"record cut":       func(c *scene) { ok(c.t, os.Truncate(path(c), 100)) },
 		"record of future": func(c *scene) { c.rewrite(func(r *record) { r.Version = 2 }) },
 		"point without bitmap": func(c *scene) {
-			delete(c.disk.bitmaps, bitmaps+"cairn-a")
+			c.disk.unbitmap("cairn-a", "")
 			c.reserve()
 			c.point("p1") // the same content once more
 			c.disk.bitmap("cairn-a")
@@ -235,7 +234,7 @@ func TestTrackingIsLost(t *testing.T) {
 			c.wantNoBase("p1")
 			// And it begins anew with the next point, where there is a bitmap.
 			c.point("p2")
-			if at, err := locate(c.spec); err == nil && at.trust && len(c.disk.bitmaps) > 0 {
+			if at, err := locate(c.spec); err == nil && at.trust && len(c.disk.allMarks()) > 0 {
 				_, err := c.changed("p2")
 				ok(t, err)
 			}
