@@ -212,6 +212,12 @@ func (m *machine) settle(rt *rapid.T) {
 	m.synced(rt)
 }
 
+// point is what a job does that nothing comes between.
+func (m *machine) point(rt *rapid.T) {
+	m.freeze(rt)
+	m.settle(rt)
+}
+
 func (m *machine) giveUp(rt *rapid.T) {
 	only(rt, m.in != nil, "no instant is held")
 	ok(rt, m.d.Drop(context.Background(), "hold"))
@@ -442,7 +448,7 @@ func TestModel(t *testing.T) {
 		m.durable(rt)
 		rt.Repeat(map[string]func(*rapid.T){
 			"write": m.write, "write2": m.write, "zero": m.zero, "read": m.read, "flush": m.flush,
-			"freeze": m.freeze, "settle": m.settle, "giveUp": m.giveUp,
+			"freeze": m.freeze, "settle": m.settle, "giveUp": m.giveUp, "point": m.point,
 			"roll": m.roll, "compact": m.compact, "fill": m.fill, "grow": m.grow,
 			"restart": m.restart, "kill": m.kill, "powerCut": m.powerCut,
 			"": m.check,
