@@ -71,10 +71,10 @@ func (p *livePower) play(t *testing.T) *powercut.History {
 	writing, both = p.clients(t, a), p.clients(t, b)
 	b.after(t, 20)
 	p.point(t, "points after a stop", a, b)
-	b.after(t, 10)
-	p.srv.Kill(t)
 	writing()
 	both()
+	p.withoutFlushes(t, a, b)
+	p.afterIdlePoints(t, a, b)
 	history, err := p.disk.Finish()
 	if err != nil {
 		t.Fatal(err)
@@ -86,6 +86,31 @@ func (p *livePower) play(t *testing.T) *powercut.History {
 		q.mustBe, q.wasDone = history.FlushesBefore(q.accepted), history.FlushesBefore(q.done)
 	}
 	return history
+}
+
+// withoutFlushes takes points of what clients write who never flush: tracking
+// counts from what the volume may lose.
+func (p *livePower) withoutFlushes(t *testing.T, a, b *liveVolume) {
+	t.Helper()
+	careless, too := p.clientsWho(t, a, false), p.clientsWho(t, b, false)
+	b.after(t, 10)
+	p.point(t, "points of what nobody flushed", a, b)
+	p.step(t, "writes that nobody flushes", func(*liveStep) { b.after(t, 10) })
+	careless()
+	too()
+}
+
+// afterIdlePoints lets clients write after points between which nobody did: no
+// region is marked then. They are killed in the end, as the server is.
+func (p *livePower) afterIdlePoints(t *testing.T, a, b *liveVolume) {
+	t.Helper()
+	p.point(t, "first idle points", a, b)
+	p.point(t, "second idle points", a, b)
+	writing, both := p.clients(t, a), p.clients(t, b)
+	p.step(t, "writes after idle points", func(*liveStep) { a.after(t, 10); b.after(t, 10) })
+	p.srv.Kill(t)
+	writing()
+	both()
 }
 
 // step does one thing and notes when.
@@ -219,6 +244,11 @@ func (p *livePower) killed(t *testing.T, fillRate int, clients ...func()) {
 // everything is answered that ever will be.
 func (p *livePower) clients(t *testing.T, v *liveVolume) (stop func()) {
 	t.Helper()
+	return p.clientsWho(t, v, true)
+}
+
+func (p *livePower) clientsWho(t *testing.T, v *liveVolume, flush bool) (stop func()) {
+	t.Helper()
 	c := dialVolume(t.Context(), t, p.srv, v.id)
 	ctx, cancel := context.WithCancel(t.Context())
 	var all sync.WaitGroup
@@ -226,7 +256,7 @@ func (p *livePower) clients(t *testing.T, v *liveVolume) (stop func()) {
 		r := rand.New(rand.NewPCG(p.r.Uint64(), uint64(client)))
 		all.Go(func() {
 			// Not with ctx: a write that is given up is not answered.
-			for ctx.Err() == nil && v.act(context.Background(), c, r, client) == nil {
+			for ctx.Err() == nil && v.act(context.Background(), c, r, client, flush) == nil {
 				v.round()
 			}
 		})
@@ -239,16 +269,17 @@ func (p *livePower) clients(t *testing.T, v *liveVolume) (stop func()) {
 }
 
 // act does what one client has under way at once, and sometimes a flush.
-func (v *liveVolume) act(ctx context.Context, c *nbd.Client, r *rand.Rand, client int) error {
+func (v *liveVolume) act(ctx context.Context, c *nbd.Client, r *rand.Rand, client int, flush bool) error {
 	ops := smallOps(r, v.sectors(), client)
 	if client == 0 {
 		ops = []op{largeOp(r, v.sectors())}
 	}
 	var g errgroup.Group
 	for _, o := range ops {
+		o.fua = o.fua && flush
 		g.Go(func() error { return v.do(ctx, c, o) })
 	}
-	if err := g.Wait(); err != nil || r.IntN(3) > 0 {
+	if err := g.Wait(); err != nil || !flush || r.IntN(3) > 0 {
 		return err
 	}
 	return v.flush(func() error { return c.Flush(ctx) })

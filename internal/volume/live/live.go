@@ -12,6 +12,8 @@
 //     machine; the map never calls local what the data file does not have: data
 //     is synced before the map says so, but for records that count only within
 //     one boot of the machine;
+//   - nobody sees a cluster as local before its record is in the state file: who
+//     writes there then appends none of his own;
 //   - a cluster is marked as changed before it changes, and the mark of its
 //     region is durable before: after any crash what counts as changed is at
 //     least what changed;
