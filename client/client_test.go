@@ -79,7 +79,7 @@ func TestEveryCallOnTheWire(t *testing.T) {
 			call{"POST", "/v2/zone/z1/volume_snapshots/apply", `{"snapshots":["ss-1","ss-2"]}`}},
 		{"create volume from", func(ctx context.Context, c *client.Client) (any, error) {
 			return c.CreateVolumeFromSnapshot(ctx, "ss-1", client.CloneSnapshot{VolumeName: "n", OnDemand: true})
-		}, call{"POST", "/v2/zone/z1/volume_snapshots/create_volume/ss-1", `{"on_demand":true,"volume_name":"n"}`}},
+		}, call{"POST", "/v2/zone/z1/volume_snapshots/create_volume/ss-1", `{"volume_name":"n","on_demand":true}`}},
 		{"capture instance", func(ctx context.Context, c *client.Client) (any, error) {
 			return c.CaptureInstanceFromSnapshot(ctx, "ss-1", "n")
 		}, call{"POST", "/v2/zone/z1/volume_snapshots/capture_instance/ss-1", `{"image_name":"n"}`}},
