@@ -53,6 +53,7 @@ type serveConfig struct {
 	nbdListen string
 	fillRate  int64 // MiB a second
 	scratch   int64 // MiB
+	yield     float64
 	logFormat string
 	logLevel  string
 }
@@ -100,6 +101,7 @@ on SIGTERM or Ctrl-C; jobs that were running go on after the next start.`,
 	f.StringVar(&c.nbdListen, "nbd-listen", "", "loopback address and port at which volumes are served as well (default only DIR/volumes/nbd.sock)")
 	f.Int64Var(&c.fillRate, "fill-rate", 200, "MiB a second at which clones and rolled back volumes are filled from the repository; 0: as fast as it goes")
 	f.Int64Var(&c.scratch, "scratch", live.DefaultScratch>>20, "MiB for what is overwritten while snapshots are taken")
+	f.Float64Var(&c.yield, "yield", 3, "while clients are busy, a snapshot rests up to this many times as long as it works, so that they keep the processors; 0: never")
 	f.StringVar(&c.logFormat, "log-format", "text", "text or json")
 	f.StringVar(&c.logLevel, "log-level", "info", "debug, info, warn or error")
 	return cmd
@@ -121,6 +123,8 @@ func (c serveConfig) check() error {
 		return errs.New(errs.Invalid, "--scrub-every must not be negative and --scrub-budget at least 1")
 	case c.fillRate < 0 || c.fillRate > 1<<20 || c.scratch < 1 || c.scratch > 1<<40:
 		return errs.New(errs.Invalid, "--fill-rate must be 0 to 1048576 and --scratch at least 1, both in MiB")
+	case !(c.yield >= 0 && c.yield <= 1000):
+		return errs.New(errs.Invalid, "--yield must be 0 to 1000")
 	case c.reserve < 0 || c.reserve > 1<<20 || c.lowSpace < 0 || c.lowSpace > 1<<40:
 		return errs.New(errs.Invalid, "--reserve must be 0 to 1048576 and --low-space not negative, both in MiB")
 	}
@@ -275,7 +279,10 @@ func (c serveConfig) open(ctx context.Context, dir string, server *nbd.Server, l
 	}
 	db.OnFull(room.giveUp)
 	room.hold()
-	e := engine.New(r, engine.Config{Workers: c.workers})
+	e := engine.New(r, engine.Config{
+		Workers: c.workers,
+		Yield:   func(ctx context.Context, worked time.Duration) error { return server.Yield(ctx, worked, c.yield) },
+	})
 	copies, err := e.CompleteCopies(ctx)
 	if err != nil {
 		return nil, append([]io.Closer{db}, closers...), err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -77,7 +78,7 @@ func (s *session) Capture(ctx context.Context, spec CaptureSpec, progress Progre
 	if err != nil {
 		return Captured{}, err
 	}
-	total, err := p.total(ctx)
+	total, err := p.begin(ctx)
 	if err != nil {
 		return Captured{}, err
 	}
@@ -219,7 +220,7 @@ func (c *capture) fill(ctx context.Context, win *window, off, n int64, data bool
 	clear(win.buf[at+n : end])
 	win.have |= bits
 	c.read += n
-	return nil
+	return c.src.Release(ctx, off, n)
 }
 
 // work hashes windows, finds what is known and stores what is new.
@@ -231,6 +232,7 @@ func (c *capture) work(ctx context.Context) error {
 	defer frames.Close()
 	wk := &worker{c: c, ids: c.e.r.NewIDs(), frames: frames}
 	for win := range c.windows {
+		began := time.Now()
 		h, err := wk.hash(ctx, win)
 		if err != nil {
 			return err
@@ -239,6 +241,9 @@ func (c *capture) work(ctx context.Context) error {
 			c.bufs <- win.buf
 		}
 		if err := send(ctx, c.results, h); err != nil {
+			return err
+		}
+		if err := c.e.yield(ctx, time.Since(began)); err != nil {
 			return err
 		}
 	}

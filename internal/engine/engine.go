@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"runtime"
+	"time"
 
 	"cairn/internal/repo"
 )
@@ -11,6 +12,10 @@ import (
 // Config bounds what an Engine uses.
 type Config struct {
 	Workers int // goroutines that hash and compress, or decode; 0: one per core, up to DefaultWorkers
+	// Yield is called by each worker of a capture after some milliseconds of
+	// work, with how long they took, and may keep it waiting for the good of
+	// others. nil: never.
+	Yield func(ctx context.Context, worked time.Duration) error
 }
 
 // DefaultWorkers bounds the workers of a machine with many cores, and so the
@@ -21,6 +26,7 @@ const DefaultWorkers = 8
 type Engine struct {
 	r       *repo.Repo
 	workers int
+	yield   func(ctx context.Context, worked time.Duration) error
 }
 
 // New makes an Engine.
@@ -28,7 +34,10 @@ func New(r *repo.Repo, c Config) *Engine {
 	if c.Workers <= 0 {
 		c.Workers = min(runtime.GOMAXPROCS(0), DefaultWorkers)
 	}
-	return &Engine{r: r, workers: c.Workers}
+	if c.Yield == nil {
+		c.Yield = func(context.Context, time.Duration) error { return nil }
+	}
+	return &Engine{r: r, workers: c.Workers, yield: c.Yield}
 }
 
 // manifest reads a point's manifest.

@@ -96,6 +96,8 @@ func (v *memVolume) Changed(context.Context, volume.Checkpoint, int64) (extent.R
 	return extent.Range{}, volume.ErrNoBase
 }
 
+func (v *memVolume) Release(context.Context, int64, int64) error { return nil }
+
 func (v *memVolume) Audit(context.Context, volume.Checkpoint) ([]extent.Range, error) {
 	return nil, nil
 }

@@ -46,13 +46,26 @@ func checkpoint(size int64, root repo.Root) volume.Checkpoint {
 // is zeros.
 func (p plan) tracked() bool { return p.base != "" }
 
-// total is the number of bytes that each hands out.
-func (p plan) total(ctx context.Context) (n int64, err error) {
+// begin releases what each will leave out, and is the number of bytes that it
+// hands out.
+func (p plan) begin(ctx context.Context) (total int64, err error) {
+	end := int64(0)
+	release := func(to int64) error {
+		if to == end {
+			return nil
+		}
+		return p.src.Release(ctx, end, to-end)
+	}
 	err = chunkRuns(ctx, p.src.Size(), p.next, func(r extent.Range) error {
-		n += r.Len
-		return nil
+		err := release(r.Off)
+		end = r.End()
+		total += r.Len
+		return err
 	})
-	return n, err
+	if err != nil {
+		return 0, err
+	}
+	return total, release(p.src.Size())
 }
 
 func (p plan) next(ctx context.Context, off int64) (extent.Range, error) {

@@ -31,7 +31,9 @@ type Registry interface {
 // Session is one job's writing into the repository.
 type Session interface {
 	// Capture reads the source and makes the point durable: packs, nodes,
-	// manifest, in that order. Captures of one session run one at a time.
+	// manifest, in that order. Captures of one session run one at a time. What
+	// was read, and what need not be, is released: another capture takes another
+	// Source.
 	Capture(ctx context.Context, spec CaptureSpec, progress Progress) (Captured, error)
 	// Hits lists the packs that the captures refer to beyond what they
 	// inherited. The committing transaction must take them into use.

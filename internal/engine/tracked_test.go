@@ -219,7 +219,7 @@ func TestPlanKeepsNoList(t *testing.T) {
 	src := manyExtents{newVolume(16 << 40), 1 << 20}
 	p := plan{src: src}
 	allocs := testing.AllocsPerRun(1, func() {
-		total, err := p.total(t.Context())
+		total, err := p.begin(t.Context())
 		if err != nil || total != src.n*chunkSize {
 			t.Errorf("%d bytes, %v", total, err)
 		}

@@ -46,6 +46,8 @@ func (c content) Changed(context.Context, volume.Checkpoint, int64) (extent.Rang
 	return extent.Range{}, volume.ErrNoBase
 }
 
+func (c content) Release(context.Context, int64, int64) error { return nil }
+
 func (c content) Audit(context.Context, volume.Checkpoint) ([]extent.Range, error) { return nil, nil }
 
 // registry is a session's packs.

@@ -26,6 +26,10 @@ type task struct {
 	refused error // it is answered with this and never done
 }
 
+// moves reports whether a request carries data of its length, one way or the
+// other.
+func (t *task) moves() bool { return t.cmd == cmdRead || t.cmd == cmdWrite }
+
 // commandFlags are the flags that each command may bear.
 var commandFlags = [...]uint16{
 	cmdRead:        cmdFlagFUA | cmdFlagDF,

@@ -27,6 +27,9 @@ const (
 	slowWeight = 8
 	slowScore  = 2 * slowWeight // above it, requests are slow
 	maxScore   = 8 * slowWeight
+	// From bulk bytes on a request's data takes longer to copy than it takes to
+	// hand over, so that the next one is read, or read from its file, meanwhile.
+	bulk = 256 << 10
 	// stealAfter is how long a request may keep others from being read before
 	// it is known to be slow.
 	stealAfter = time.Millisecond
@@ -222,7 +225,7 @@ func (c *conn) work() {
 			c.stop(err)
 			return
 		}
-		handedOver := c.slow.Load() > slowScore
+		handedOver := c.slow.Load() > slowScore || t.length >= bulk && t.moves()
 		turn := c.turn.Load() + 1
 		if handedOver {
 			c.handOver()
@@ -236,7 +239,9 @@ func (c *conn) work() {
 		first = false
 		began := time.Now()
 		c.do(&t)
-		c.rate(time.Since(began) > slowBase+time.Duration(t.length/slowBytes))
+		took := time.Since(began)
+		c.server.load.add(t.length, took)
+		c.rate(took > slowBase+time.Duration(t.length/slowBytes))
 		if handedOver || !c.turn.CompareAndSwap(turn, turn+1) {
 			c.w.flush()
 			if !c.park() {

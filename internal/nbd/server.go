@@ -65,6 +65,7 @@ type Server struct {
 	log    *slog.Logger
 	pool   bufferPool
 	bytes  *semaphore.Weighted // of limits.TotalBytes
+	load   load
 
 	mu      sync.Mutex // guards what follows; before Export.mu in the lock order
 	exports map[string]*Export

@@ -106,7 +106,26 @@ func (c *creation) captureAndCommit(ctx context.Context, session engine.Session)
 			return err
 		}
 		c.took = nil
+		if err := c.renew(ctx); err != nil {
+			return err
+		}
 	}
+}
+
+// renew holds a new instant, as what was captured was released. A durable one
+// has everything still.
+func (c *creation) renew(ctx context.Context) error {
+	if c.notes.Held {
+		return nil
+	}
+	if err := c.close(); err != nil {
+		return err
+	}
+	c.holds = nil
+	if err := c.holdInstant(ctx); err != nil {
+		return err
+	}
+	return c.settlePlans(ctx)
 }
 
 // committed reports whether the points are real although the commit failed:

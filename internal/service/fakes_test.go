@@ -248,7 +248,7 @@ func (d *driver) shoot(specs []volume.Spec) (*instant, error) {
 		if d.busy[key] {
 			return nil, errs.New(errs.Busy, "volume %s is open for writing elsewhere; please try later", s.ID)
 		}
-		shot.sources = append(shot.sources, &source{key: key, id: s.ID, content: content, size: d.size[key]})
+		shot.sources = append(shot.sources, &source{key: key, id: s.ID, content: content, size: d.size[key], durable: d.reflink})
 	}
 	d.order = append(d.order, d.kind+" begin")
 	return shot, nil
@@ -267,7 +267,7 @@ func (d *driver) Reopen(_ context.Context, hold string, specs []volume.Spec) (in
 		shot := &instant{d: d, at: d.clock(), durable: true}
 		for _, s := range specs {
 			key := d.key(s)
-			shot.sources = append(shot.sources, &source{key: key, id: s.ID, content: kept[key], size: d.size[key]})
+			shot.sources = append(shot.sources, &source{key: key, id: s.ID, content: kept[key], size: d.size[key], durable: true})
 		}
 		in = shot
 		return nil
@@ -346,6 +346,8 @@ func (i *instant) check() error {
 type source struct {
 	key, id, content string
 	size             int64
+	durable          bool
+	released         bool
 }
 
 func (s *source) Size() int64                                 { return s.size }
@@ -356,6 +358,11 @@ func (s *source) Data(context.Context, int64) (extent.Range, error) {
 func (s *source) Changed(context.Context, volume.Checkpoint, int64) (extent.Range, error) {
 	return extent.Range{}, volume.ErrNoBase
 }
+func (s *source) Release(context.Context, int64, int64) error {
+	s.released = !s.durable
+	return nil
+}
+
 func (s *source) Audit(context.Context, volume.Checkpoint) ([]extent.Range, error) { return nil, nil }
 
 type target struct {

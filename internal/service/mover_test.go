@@ -3,6 +3,7 @@ package service_test
 import (
 	"context"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"hash/fnv"
 	"io"
@@ -65,6 +66,9 @@ func (s *session) Committed(ctx context.Context) error {
 
 func (s *session) Capture(ctx context.Context, spec engine.CaptureSpec, progress engine.Progress) (engine.Captured, error) {
 	src := spec.Source.(*source)
+	if src.released {
+		return engine.Captured{}, errs.New(errs.Internal, "the instant of %s was captured before", src.id)
+	}
 	if spec.Parent != nil && (s.m.deep[spec.Parent.Snapshot] || s.m.damaged[spec.Parent.Snapshot]) {
 		return engine.Captured{}, errs.New(errs.Corrupt, "a node of %s is damaged", spec.Parent.Snapshot)
 	}
@@ -92,6 +96,7 @@ func (s *session) Capture(ctx context.Context, spec engine.CaptureSpec, progress
 		return nil
 	})
 	progress(src.size, src.size)
+	err = errors.Join(err, src.Release(ctx, 0, src.size))
 	got := engine.Captured{
 		Ref:        engine.PointRef{Snapshot: spec.Meta.Snapshot, Pack: pack, Hash: "hash-" + src.content},
 		AddedBytes: int64(len(src.content)) + 1, SourceBytes: src.size,

@@ -138,6 +138,11 @@ type Source interface {
 	Size() int64 // bytes
 	// ReadAt fills buf whole from byte off; a short read is an error.
 	ReadAt(ctx context.Context, buf []byte, off int64) error
+	// Release says that nobody will read a range any more: the driver need not
+	// keep it as it was, Data may leave it out, and reading it may fail. What it
+	// covers of a chunk in part only stays. Nobody may be reading it. A durable
+	// Instant keeps everything, as whoever reopens it begins anew.
+	Release(ctx context.Context, off, length int64) error
 	// Data returns the first range at or after off that may hold anything
 	// but zeros, or io.EOF when only zeros follow.
 	Data(ctx context.Context, off int64) (extent.Range, error)

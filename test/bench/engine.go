@@ -202,6 +202,8 @@ func (s *fileSource) Data(_ context.Context, off int64) (extent.Range, error) {
 	return extent.Range{Off: start, Len: end - start}, err
 }
 
+func (s *fileSource) Release(context.Context, int64, int64) error { return nil }
+
 func (s *fileSource) Audit(context.Context, volume.Checkpoint) ([]extent.Range, error) {
 	return nil, nil
 }

@@ -37,6 +37,8 @@ func (v *sparse) Changed(context.Context, volume.Checkpoint, int64) (extent.Rang
 	return extent.Range{}, volume.ErrNoBase
 }
 
+func (v *sparse) Release(context.Context, int64, int64) error { return nil }
+
 func (v *sparse) Audit(context.Context, volume.Checkpoint) ([]extent.Range, error) { return nil, nil }
 
 func (v *sparse) Data(_ context.Context, off int64) (extent.Range, error) {

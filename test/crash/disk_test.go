@@ -368,6 +368,8 @@ func (s *source) Changed(context.Context, volume.Checkpoint, int64) (extent.Rang
 	return extent.Range{}, volume.ErrNoBase
 }
 
+func (s *source) Release(context.Context, int64, int64) error { return nil }
+
 func (s *source) Audit(context.Context, volume.Checkpoint) ([]extent.Range, error) { return nil, nil }
 
 // target is a volume that is being overwritten.

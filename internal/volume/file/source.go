@@ -107,6 +107,9 @@ func (s *source) Changed(context.Context, volume.Checkpoint, int64) (extent.Rang
 	return extent.Range{}, volume.ErrNoBase
 }
 
+// Release does nothing: what changes under a file is found by Check.
+func (s *source) Release(context.Context, int64, int64) error { return nil }
+
 // Audit lists nothing: there is no tracking to mistrust.
 func (s *source) Audit(context.Context, volume.Checkpoint) ([]extent.Range, error) { return nil, nil }
 

@@ -1,9 +1,12 @@
 package live
 
 import (
+	"errors"
 	"os"
 	"sync"
 	"sync/atomic"
+
+	"golang.org/x/sys/unix"
 
 	"cairn/internal/errs"
 	"cairn/internal/volume"
@@ -19,8 +22,10 @@ type hold struct {
 	dirty *set  // changed between since and the instant
 
 	scratch *os.File
-	copied  *set // clusters whose bytes of the instant are in scratch
-	zero    *set // copied ones that were zeros, so scratch has a hole
+	copied  *set         // clusters whose bytes of the instant are in scratch, or not needed
+	zero    *set         // copied ones that take no room in scratch
+	gone    *set         // copied ones that nobody will read any more
+	kept    atomic.Int64 // clusters that take room in scratch
 
 	mu      sync.Mutex
 	foreign map[int64]uint16 // local pages of copied clusters that were the tree's
@@ -78,6 +83,7 @@ func (h *hold) preserveOne(w *view, at int64) error {
 		if err := h.v.d.takeScratch(h.v.id); err != nil {
 			return err
 		}
+		h.kept.Add(1)
 		if _, err := h.scratch.WriteAt(data, at*clusterSize); err != nil {
 			return h.v.d.scratchFailure(h.v.id, err)
 		}
@@ -86,12 +92,55 @@ func (h *hold) preserveOne(w *view, at int64) error {
 	return nil
 }
 
+// release lets writers of some clusters go without copying them, and gives
+// back the room that copies of them take. A writer who is copying one now
+// leaves it there until the hold ends.
+func (h *hold) release(first, end int64) error {
+	for at := h.copied.next(first); at < end; {
+		to := min(h.copied.nextGap(at), at+stripes, end)
+		if err := h.discard(at, to); err != nil {
+			return err
+		}
+		at = h.copied.next(to)
+	}
+	h.zero.addRange(first, end)
+	h.gone.addRange(first, end)
+	h.copied.addRange(first, end)
+	return nil
+}
+
+// discard gives back the scratch room of copied clusters, at most stripes.
+func (h *hold) discard(at, end int64) error {
+	unlock := h.v.lockStripes(at, end)
+	held := int64(0)
+	for c := at; c < end; c++ {
+		if !h.zero.has(c) {
+			held++
+		}
+	}
+	h.zero.addRange(at, end)
+	unlock()
+	if held == 0 {
+		return nil
+	}
+	err := fallocate(h.scratch, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, at*clusterSize, (end-at)*clusterSize)
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		return nil // the room stays taken until the hold ends
+	}
+	if err != nil {
+		return h.v.d.scratchFailure(h.v.id, err)
+	}
+	h.kept.Add(-held)
+	h.v.d.scratch.Add(-held * clusterSize)
+	return nil
+}
+
 // flip makes the present moment an instant. The gate is held whole.
 func (v *vol) flip(h *hold) {
 	w := v.view.Load()
 	n := w.tree.n
 	h.v, h.w, h.since, h.audit = v, w, v.since, v.auditAt
-	h.copied, h.zero, h.foreign = newSet(n), newSet(n), map[int64]uint16{}
+	h.copied, h.zero, h.gone, h.foreign = newSet(n), newSet(n), newSet(n), map[int64]uint16{}
 	h.dirty = v.dirty
 	v.dirty = newSet(n)
 	// Regions that were written to since the last point are marked durably

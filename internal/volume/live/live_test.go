@@ -3,9 +3,12 @@ package live
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -13,6 +16,7 @@ import (
 	"time"
 
 	"cairn/internal/errs"
+	"cairn/internal/extent"
 	"cairn/internal/foldertest"
 	"cairn/internal/nbd"
 	"cairn/internal/volume"
@@ -207,6 +211,90 @@ func committed() error { return nil }
 
 func stamp(round uint32) []byte {
 	return bytes.Repeat([]byte{byte(round), byte(round >> 8)}, pageSize/2)
+}
+
+// What a point was read from, or need not be, is not kept for it.
+func TestRelease(t *testing.T) {
+	d := open(t, config(foldertest.InMemory(t), newForest()))
+	ctx := t.Context()
+	const n = 8
+	s := volume.Spec{ID: "vol-A", SizeBytes: n*clusterSize - pageSize}
+	ok(t, d.Create(ctx, s))
+	v, err := d.vol(s.ID)
+	ok(t, err)
+	write := func(b byte, first, end int64) {
+		t.Helper()
+		to := min(end*clusterSize, s.SizeBytes)
+		ok(t, v.write(ctx, change{p: bytes.Repeat([]byte{b}, int(to-first*clusterSize)), off: first * clusterSize, n: to - first*clusterSize}))
+	}
+	taken := func(want int64) {
+		t.Helper()
+		if got := d.scratch.Load(); got != want*clusterSize {
+			t.Errorf("scratch has %d bytes, want %d clusters", got, want)
+		}
+	}
+	write(1, 0, n)
+	in, err := d.Freeze(ctx, "hold", []volume.Spec{s}, nil)
+	ok(t, err)
+	src := in.Source(0)
+	ok(t, src.Release(ctx, 0, 2*clusterSize))
+	write(2, 0, 4)
+	taken(2) // 2 and 3
+	ok(t, src.Release(ctx, clusterSize, 2*clusterSize))
+	taken(1)                                                          // 3
+	ok(t, src.Release(ctx, 6*clusterSize, s.SizeBytes-6*clusterSize)) // its last cluster is short
+	write(3, 3, n)
+	taken(3) // 3, 4 and 5
+	got := make([]byte, 3*clusterSize)
+	ok(t, src.ReadAt(ctx, got, 3*clusterSize))
+	same(t, "the instant", got, bytes.Repeat([]byte{1}, len(got)))
+	for at := range int64(n) {
+		err := src.ReadAt(ctx, got[:pageSize], at*clusterSize)
+		if kept := at >= 3 && at < 6; kept != (err == nil) || !kept && !errs.Is(err, errs.Internal) {
+			t.Errorf("read of cluster %d: %v", at, err)
+		}
+	}
+	r, err := src.Data(ctx, 0)
+	if want := (extent.Range{Off: 3 * clusterSize, Len: 3 * clusterSize}); err != nil || r != want {
+		t.Errorf("data at %v, %v, want %v", r, err, want)
+	}
+	if r, err = src.Data(ctx, 6*clusterSize); !errors.Is(err, io.EOF) {
+		t.Errorf("data behind the end of what is kept: %v, %v", r, err)
+	}
+	ok(t, in.Settle(ctx, []volume.Checkpoint{"one"}, committed))
+	ok(t, in.Close())
+	taken(0)
+	ok(t, d.Close())
+}
+
+// Writers who go on from region to region wait for few syncs, and what they
+// did not write to is at most as much again.
+func TestMarksGoAhead(t *testing.T) {
+	s := newSet(1000)
+	syncs := 0
+	for r := range s.n {
+		if s.has(r) {
+			continue
+		}
+		for _, run := range s.ahead([]int64{r}) {
+			s.addRange(run.Off, run.End())
+		}
+		syncs++
+		if marked := s.count(); marked > 2*(r+1) {
+			t.Fatalf("%d regions are marked when %d were written to", marked, r+1)
+		}
+	}
+	if syncs > 7+1000/aheadRegions {
+		t.Errorf("%d syncs for %d regions", syncs, s.n)
+	}
+	apart := newSet(100)
+	if got := apart.ahead([]int64{50, 7, 51, 99, 7}); !slices.Equal(got, []extent.Range{{Off: 7, Len: 1}, {Off: 50, Len: 2}, {Off: 99, Len: 1}}) {
+		t.Errorf("runs %v", got)
+	}
+	apart.addRange(95, 99)
+	if got := apart.ahead([]int64{99, 3}); !slices.Equal(got, []extent.Range{{Off: 3, Len: 1}, {Off: 99, Len: 1}}) {
+		t.Errorf("runs %v", got)
+	}
 }
 
 // A scratch that is full costs the snapshot, never the client; the next

@@ -7,6 +7,7 @@ import (
 	"os"
 	"syscall"
 
+	"cairn/internal/errs"
 	"cairn/internal/extent"
 	"cairn/internal/volume"
 )
@@ -99,6 +100,9 @@ func (h *hold) readLocal(p []byte, off int64) (foreign bool, pages uint16, err e
 	if !h.copied.has(at) {
 		return h.w.tree.has(at), h.w.pages.of(at), h.v.get(p, off)
 	}
+	if h.gone.has(at) {
+		return false, 0, errs.New(errs.Internal, "volume %s: the bytes at %d of the instant were released", h.v.id, off)
+	}
 	h.mu.Lock()
 	pages, foreign = h.foreign[at]
 	h.mu.Unlock()
@@ -109,20 +113,51 @@ func (h *hold) readLocal(p []byte, off int64) (foreign bool, pages uint16, err e
 	return foreign, pages, readFile(h.v.id, h.scratch, p, off)
 }
 
+// Release lets writers go on where the point was read, or need not be.
+func (s *source) Release(_ context.Context, off, length int64) error {
+	h := s.h
+	first, end := (off+clusterSize-1)/clusterSize, (off+length)/clusterSize
+	if off+length == h.w.size {
+		end = h.copied.n
+	}
+	if err := h.w.inside(h.v.id, off, length); err != nil || first >= end {
+		return err
+	}
+	return h.release(first, end)
+}
+
 // Data is what the volume has now or had where somebody wrote since.
 func (s *source) Data(ctx context.Context, off int64) (extent.Range, error) {
 	h := s.h
 	if err := ctx.Err(); err != nil {
 		return extent.Range{}, err
 	}
-	if off >= h.w.size {
-		return extent.Range{}, io.EOF
-	}
 	if err := h.w.inside(h.v.id, off, 0); err != nil {
 		return extent.Range{}, err
 	}
 	if err := h.failure(); err != nil {
 		return extent.Range{}, err
+	}
+	for off < h.w.size {
+		at := h.gone.nextGap(off / clusterSize)
+		off = max(off, at*clusterSize)
+		r, err := h.data(ctx, off)
+		if err != nil {
+			return r, err
+		}
+		if !h.gone.has(r.Off / clusterSize) {
+			r.Len = min(r.End(), h.gone.next(r.Off/clusterSize)*clusterSize) - r.Off
+			return r, nil
+		}
+		off = r.Off
+	}
+	return extent.Range{}, io.EOF
+}
+
+// data is Data with what was released counted as data.
+func (h *hold) data(ctx context.Context, off int64) (extent.Range, error) {
+	if off >= h.w.size {
+		return extent.Range{}, io.EOF
 	}
 	now, err := h.v.data(ctx, h.w, off)
 	if err != nil && !errors.Is(err, io.EOF) {

@@ -33,6 +33,7 @@ const (
 	// when the first of them is written to, against 16 MiB to read after a
 	// crash.
 	regionClusters = 256
+	aheadRegions   = 64 // 1 GiB; see ahead
 	stripes        = 64
 	// pieceSize is what a write does at most between two looks at the gate, so
 	// that a freeze need not wait for all of a large one.

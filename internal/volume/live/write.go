@@ -6,9 +6,12 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"os"
 	"slices"
 
 	"golang.org/x/sys/unix"
+
+	"cairn/internal/extent"
 )
 
 // change is what a client wants of a range: bytes, or zeros.
@@ -112,16 +115,11 @@ func (v *vol) intend(off, n int64) error {
 	if len(wanted) == 0 { // whoever was here before did it
 		return v.failure()
 	}
-	slices.Sort(wanted)
-	wanted = slices.Compact(wanted)
+	s := v.intents.Load()
 	var p []byte
-	for i := 0; i < len(wanted); {
-		k := i + 1
-		for k < len(wanted) && wanted[k] == wanted[k-1]+1 {
-			k++
-		}
-		p = appendPair(p, uint64(wanted[i]), uint64(k-i))
-		i = k
+	runs := s.ahead(wanted)
+	for _, r := range runs {
+		p = appendPair(p, uint64(r.Off), uint64(r.Len))
 	}
 	if err := v.appendLocked(recordIntent, p); err != nil {
 		return err
@@ -129,11 +127,31 @@ func (v *vol) intend(off, n int64) error {
 	if err := v.syncStateLocked(); err != nil {
 		return err
 	}
-	s := v.intents.Load()
-	for _, r := range wanted {
-		s.add(r)
+	for _, r := range runs {
+		s.addRange(r.Off, r.End())
 	}
 	return nil
+}
+
+// ahead is the runs of regions to mark when some are wanted, in any order. Who
+// writes from one region into the next will go on: as many are marked beyond
+// as there are marked ones before, up to aheadRegions, so that he waits for few
+// syncs, and at most as much again is read after a crash.
+func (s *set) ahead(wanted []int64) []extent.Range {
+	slices.Sort(wanted)
+	var runs []extent.Range
+	for _, r := range slices.Compact(wanted) {
+		if n := len(runs); n > 0 && r <= runs[n-1].End() {
+			runs[n-1].Len = max(runs[n-1].End(), r+1) - runs[n-1].Off
+			continue
+		}
+		before := int64(0)
+		for before < aheadRegions && r-before > 0 && s.has(r-before-1) {
+			before++
+		}
+		runs = append(runs, extent.Range{Off: r, Len: min(1+before, s.n-r)})
+	}
+	return runs
 }
 
 // foreignEdge is a cluster of the tree of which c changes a part of a page
@@ -271,7 +289,7 @@ func (v *vol) put(c change) error {
 	if c.keep {
 		mode = unix.FALLOC_FL_ZERO_RANGE | unix.FALLOC_FL_KEEP_SIZE
 	}
-	err := v.fallocate(mode, c.off, c.n)
+	err := fallocate(v.f, mode, c.off, c.n)
 	switch {
 	case err == nil:
 		return nil
@@ -281,8 +299,8 @@ func (v *vol) put(c change) error {
 	return ioFailure(v.id, "write", err)
 }
 
-func (v *vol) fallocate(mode uint32, off, n int64) error {
-	raw, err := v.f.SyscallConn()
+func fallocate(f *os.File, mode uint32, off, n int64) error {
+	raw, err := f.SyscallConn()
 	if err != nil {
 		return err
 	}

@@ -128,6 +128,10 @@ func (s *source) ReadAt(ctx context.Context, buf []byte, off int64) error {
 	return s.conn.read(ctx, buf, off)
 }
 
+// Release does nothing: the server keeps its instant, or Check finds that it
+// did not.
+func (s *source) Release(context.Context, int64, int64) error { return nil }
+
 // Data is what the server told when the instant began, where it is known
 // whole: what it says later is compared with that in Check.
 func (s *source) Data(ctx context.Context, off int64) (extent.Range, error) {

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"cairn/internal/errs"
+	"cairn/internal/extent"
 	"cairn/internal/volume"
 )
 
@@ -235,6 +236,37 @@ func testInstant(t *testing.T, h Harness) {
 	ok(t, in.Close())
 	ok(t, in.Close())
 	edit(t, h, s, func(g volume.Target) { ok(t, g.WriteAt(ctx, want[:10], 0)) })
+}
+
+// testRelease demands that what was not released stays readable, chunks that
+// were released in part included, and that a durable instant keeps all.
+func testRelease(t *testing.T, h Harness) {
+	ctx := t.Context()
+	s := h.New(t, mib)
+	want := noise(t, size(t, h, s))
+	edit(t, h, s, func(g volume.Target) { ok(t, g.WriteAt(ctx, want, 0)) })
+	in := freeze(t, h, "release", s)
+	src := in.Source(0)
+	const chunk = 64 << 10
+	ok(t, src.Release(ctx, 0, 0))
+	ok(t, src.Release(ctx, chunk-1, 2*chunk+2)) // the second and the third
+	ok(t, src.Release(ctx, chunk, chunk))       // again
+	for _, r := range []extent.Range{{Off: 0, Len: chunk}, {Off: 3 * chunk, Len: src.Size() - 3*chunk}} {
+		got := make([]byte, r.Len)
+		ok(t, src.ReadAt(ctx, got, r.Off))
+		same(t, "what was not released", got, want[r.Off:r.End()])
+		found, err := src.Data(ctx, r.Off)
+		ok(t, err)
+		if found.Off != r.Off {
+			t.Errorf("data at %d is found at %d", r.Off, found.Off)
+		}
+	}
+	if in.Durable() {
+		same(t, "the durable instant", readAll(t, src), want)
+	}
+	ok(t, in.Check(ctx))
+	ok(t, src.Release(ctx, 0, src.Size()))
+	ok(t, in.Close())
 }
 
 func testChangeIsNoticed(t *testing.T, h Harness) {

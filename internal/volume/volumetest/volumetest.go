@@ -49,6 +49,7 @@ func Run(t *testing.T, open func(t *testing.T) Harness) {
 		{"TargetIsExclusive", testTargetIsExclusive},
 		{"AllOrNone", testAllOrNone},
 		{"Instant", testInstant},
+		{"Release", testRelease},
 		{"Within", testWithin},
 		{"WithinFails", testWithinFails},
 		{"ChangeIsNoticed", testChangeIsNoticed},
