@@ -101,7 +101,7 @@ on SIGTERM or Ctrl-C; jobs that were running go on after the next start.`,
 	f.StringVar(&c.nbdListen, "nbd-listen", "", "loopback address and port at which volumes are served as well (default only DIR/volumes/nbd.sock)")
 	f.Int64Var(&c.fillRate, "fill-rate", 200, "MiB a second at which clones and rolled back volumes are filled from the repository; 0: as fast as it goes")
 	f.Int64Var(&c.scratch, "scratch", live.DefaultScratch>>20, "MiB for what is overwritten while snapshots are taken")
-	f.Float64Var(&c.yield, "yield", 3, "while clients are busy, a snapshot rests up to this many times as long as it works, so that they keep the processors; 0: never")
+	f.Float64Var(&c.yield, "yield", 6, "while clients are busy, a snapshot rests up to this many times as long as it works, so that they keep the processors; 0: never")
 	f.StringVar(&c.logFormat, "log-format", "text", "text or json")
 	f.StringVar(&c.logLevel, "log-level", "info", "debug, info, warn or error")
 	return cmd

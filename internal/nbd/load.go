@@ -10,10 +10,11 @@ import (
 const (
 	// loadSpan is how long a look at the load lasts at least.
 	loadSpan = 20 * time.Millisecond
-	// Clients that send so many requests, or move so many bytes, or have
-	// requests under way all the time, need the machine for themselves.
-	loadRequests = 1000
-	loadBytes    = 100e6
+	// Clients that send so many requests a second, or move so many bytes, or have
+	// requests under way all the time, need the machine for themselves. They are
+	// what keeps about one processor busy.
+	loadRequests = 10000
+	loadBytes    = 1e9
 	// longestRest bounds one rest: clients may be gone at its end.
 	longestRest = 100 * time.Millisecond
 )

@@ -34,9 +34,9 @@ func TestYield(t *testing.T) {
 			most        time.Duration
 		}{
 			{"nobody", 0, 0, 0, 0, 0},
-			{"a few requests", 10, 4096, 0, 2 * time.Millisecond, 4 * time.Millisecond},
+			{"a few requests", 100, 4096, 0, 2 * time.Millisecond, 4 * time.Millisecond},
 			{"many requests", 1000, 4096, 0, 3 * worked, 3 * worked},
-			{"large requests", 10, 1 << 20, 0, 3 * worked, 3 * worked},
+			{"large requests", 100, 1 << 20, 0, 3 * worked, 3 * worked},
 			{"one that waits for its disk", 1, 4096, 100 * time.Millisecond, 3 * worked, 3 * worked},
 			{"nobody any more", 0, 0, 0, 0, 0},
 		} {

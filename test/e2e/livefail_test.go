@@ -102,14 +102,15 @@ func TestLivePointsFail(t *testing.T) {
 	l.srv.API().ScrubClean(t)
 }
 
-// The same with a scratch that is full after 16 clusters.
+// The same with a scratch that is full after 256 pages, and a job that rests
+// until clients have written them.
 func TestLiveScratchFills(t *testing.T) {
 	t.Parallel()
 	rounds := 2
 	if harness.Long() {
 		rounds = 50
 	}
-	l := newLiveRig(t, "--max-chain", "10000", "--scratch", "1")
+	l := newLiveRig(t, "--max-chain", "10000", "--scratch", "1", "--yield", "1000")
 	c := l.dial(t, l.id)
 	// All pages hold something: zeros need no scratch.
 	l.fill(t, c)

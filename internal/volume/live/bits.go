@@ -167,14 +167,14 @@ func (s *set) addAll(o *set) {
 }
 
 // next is the first member from i on, or n.
-func (s *set) next(i int64) int64 { return s.find(i, 0) }
+func (s *set) next(i int64) int64 { return s.find(i, s.n, 0) }
 
 // nextGap is the first number from i on that is no member, or n.
-func (s *set) nextGap(i int64) int64 { return s.find(i, ^uint64(0)) }
+func (s *set) nextGap(i int64) int64 { return s.find(i, s.n, ^uint64(0)) }
 
-// find is the first number from i on whose bit, xor flip, is set.
-func (s *set) find(i int64, flip uint64) int64 {
-	for i < s.n {
+// find is the first number of [i, end) whose bit, xor flip, is set; else end.
+func (s *set) find(i, end int64, flip uint64) int64 {
+	for i < end {
 		b := s.blocks[i/blockBits].Load()
 		if b == nil && flip == 0 || b == fullBlock && flip != 0 {
 			i = (i/blockBits + 1) * blockBits
@@ -185,18 +185,18 @@ func (s *set) find(i int64, flip uint64) int64 {
 			word = b[i%blockBits/64].Load()
 		}
 		if word = (word ^ flip) >> (i % 64); word != 0 {
-			return min(i+int64(bits.TrailingZeros64(word)), s.n)
+			return min(i+int64(bits.TrailingZeros64(word)), end)
 		}
 		i = (i/64 + 1) * 64
 	}
-	return s.n
+	return end
 }
 
 // any reports whether a member lies in [from, to).
-func (s *set) any(from, to int64) bool { return s.next(from) < to }
+func (s *set) any(from, to int64) bool { return s.find(from, to, 0) < to }
 
 // all reports whether every number of [from, to) is a member.
-func (s *set) all(from, to int64) bool { return s.nextGap(from) >= to }
+func (s *set) all(from, to int64) bool { return s.find(from, to, ^uint64(0)) >= to }
 
 func (s *set) count() (n int64) {
 	for k := range s.blocks {

@@ -13,7 +13,7 @@ import (
 )
 
 // hold is one instant of one volume. Writers that come after it copy what
-// they are about to change to the scratch file first.
+// they are about to change to the scratch file first, grain by grain.
 type hold struct {
 	v     *vol
 	w     *view // at the instant; its base stays open as long as the hold
@@ -22,29 +22,55 @@ type hold struct {
 	dirty *set  // changed between since and the instant
 
 	scratch *os.File
-	copied  *set         // clusters whose bytes of the instant are in scratch, or not needed
+	grain   int64        // bytes: what guests write at least, up to a cluster
+	copied  *set         // grains that may have changed since the instant
 	zero    *set         // copied ones that take no room in scratch
-	gone    *set         // copied ones that nobody will read any more
-	kept    atomic.Int64 // clusters that take room in scratch
+	gone    *set         // clusters that nobody will read any more
+	kept    atomic.Int64 // bytes of scratch
 
 	mu      sync.Mutex
-	foreign map[int64]uint16 // local pages of copied clusters that were the tree's
+	foreign map[int64]uint16 // local pages of copied grains in clusters that were the tree's
 
 	failed atomic.Pointer[error] // since when scratch does not have everything
 }
 
-// preserve copies the clusters that somebody is about to change, unless that
-// was done. The gate is held. If there is no room the hold is given up, never
+// mostGrains bounds the memory of a hold: 32 MiB for each set of them, if all
+// of a volume is written to.
+const mostGrains = 1 << 28
+
+// begin makes an instant's sets for a volume.
+func (h *hold) begin(size int64) {
+	h.grain = pageSize
+	for size/h.grain > mostGrains && h.grain < clusterSize {
+		h.grain *= 2
+	}
+	n := (size + h.grain - 1) / h.grain
+	h.copied, h.zero, h.gone, h.foreign = newSet(n), newSet(n), newSet(clusters(size)), map[int64]uint16{}
+}
+
+// grains is the first grain of a range, and the one behind it.
+func (h *hold) grains(off, end int64) (first, behind int64) {
+	return off / h.grain, (end + h.grain - 1) / h.grain
+}
+
+// preserve copies what somebody is about to change, unless that was done or is
+// not needed. The gate is held. If there is no room the hold is given up, never
 // the writer.
-func (h *hold) preserve(w *view, first, last int64) {
-	for at := h.copied.nextGap(first); at <= last; at = h.copied.nextGap(at + 1) {
+func (h *hold) preserve(w *view, off, n int64) {
+	for end := off + n; off < end; {
+		at := off / clusterSize
+		next := min((at+1)*clusterSize, end)
+		first, behind := h.grains(off, next)
 		if h.failed.Load() != nil {
 			return
 		}
-		if err := h.preserveOne(w, at); err != nil {
-			h.fail(err)
-			return
+		if !h.gone.has(at) && !h.copied.all(first, behind) {
+			if err := h.preserveIn(w, at, first, behind); err != nil {
+				h.fail(err)
+				return
+			}
 		}
+		off = next
 	}
 }
 
@@ -59,36 +85,79 @@ func (h *hold) failure() error {
 	return nil
 }
 
-func (h *hold) preserveOne(w *view, at int64) error {
+// preserveIn copies grains of one cluster.
+func (h *hold) preserveIn(w *view, at, first, behind int64) error {
 	mu := &h.v.stripe[at%stripes]
 	mu.Lock()
 	defer mu.Unlock()
-	if h.copied.has(at) {
-		return nil
-	}
 	buf := h.v.d.buffer()
 	defer h.v.d.release(buf)
-	data := buf[:min(clusterSize, w.size-at*clusterSize)]
-	if err := h.v.get(data, at*clusterSize); err != nil {
-		return err
+	for from := h.copied.find(first, behind, ^uint64(0)); from < behind; {
+		to := h.copied.find(from, behind, 0)
+		if w.tree.has(at) {
+			h.noteForeign(w, at, from, to)
+		}
+		if !h.zero.all(from, to) {
+			data := buf[:min(to*h.grain, w.size)-from*h.grain]
+			if err := h.v.get(data, from*h.grain); err != nil {
+				return err
+			}
+			if err := h.keep(data, from, to); err != nil {
+				return err
+			}
+		}
+		h.copied.addRange(from, to)
+		from = h.copied.find(to, behind, ^uint64(0))
 	}
-	if w.tree.has(at) {
-		h.mu.Lock()
-		h.foreign[at] = w.pages.of(at)
-		h.mu.Unlock()
+	return nil
+}
+
+// noteForeign remembers which pages of some grains the tree has. A grain of
+// which it has all takes no room.
+func (h *hold) noteForeign(w *view, at, from, to int64) {
+	pages := w.pages.of(at)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for g := from; g < to; g++ {
+		h.foreign[g] = pages
+		if pages&h.pagesOf(g, g+1) == 0 {
+			h.zero.add(g)
+		}
 	}
-	if allZero(data) {
-		h.zero.add(at)
-	} else {
-		if err := h.v.d.takeScratch(h.v.id); err != nil {
+}
+
+// pagesOf is the mask of the pages of some grains in their cluster.
+func (h *hold) pagesOf(from, to int64) uint16 {
+	base := from * h.grain / clusterSize * clusterSize
+	first, behind := (from*h.grain-base)/pageSize, (to*h.grain-base)/pageSize
+	return uint16(1<<behind - 1<<first)
+}
+
+// keep writes grains to scratch, but for those that take no room or are zeros.
+func (h *hold) keep(data []byte, from, to int64) error {
+	part := func(a, b int64) []byte {
+		return data[(a-from)*h.grain : min((b-from)*h.grain, int64(len(data)))]
+	}
+	for g := from; g < to; {
+		end := g
+		for end < to && !h.zero.has(end) && !allZero(part(end, end+1)) {
+			end++
+		}
+		if end == g {
+			h.zero.add(g)
+			g++
+			continue
+		}
+		n := (end - g) * h.grain
+		if err := h.v.d.takeScratch(h.v.id, n); err != nil {
 			return err
 		}
-		h.kept.Add(1)
-		if _, err := h.scratch.WriteAt(data, at*clusterSize); err != nil {
+		h.kept.Add(n)
+		if _, err := h.scratch.WriteAt(part(g, end), g*h.grain); err != nil {
 			return h.v.d.scratchFailure(h.v.id, err)
 		}
+		g = end
 	}
-	h.copied.add(at)
 	return nil
 }
 
@@ -96,34 +165,35 @@ func (h *hold) preserveOne(w *view, at int64) error {
 // back the room that copies of them take. A writer who is copying one now
 // leaves it there until the hold ends.
 func (h *hold) release(first, end int64) error {
-	for at := h.copied.next(first); at < end; {
-		to := min(h.copied.nextGap(at), at+stripes, end)
-		if err := h.discard(at, to); err != nil {
+	h.gone.addRange(first, end)
+	g, behind := h.grains(first*clusterSize, min(end*clusterSize, h.w.size))
+	for g = h.copied.find(g, behind, 0); g < behind; {
+		at := g * h.grain / clusterSize
+		to := h.copied.find(g, min((at+stripes)*clusterSize/h.grain, behind), ^uint64(0))
+		if err := h.discard(g, to); err != nil {
 			return err
 		}
-		at = h.copied.next(to)
+		g = h.copied.find(to, behind, 0)
 	}
-	h.zero.addRange(first, end)
-	h.gone.addRange(first, end)
-	h.copied.addRange(first, end)
 	return nil
 }
 
-// discard gives back the scratch room of copied clusters, at most stripes.
-func (h *hold) discard(at, end int64) error {
-	unlock := h.v.lockStripes(at, end)
+// discard gives back the scratch room of copied grains, which lie in stripes
+// clusters at most.
+func (h *hold) discard(from, to int64) error {
+	unlock := h.v.lockStripes(from*h.grain/clusterSize, clusters(to*h.grain))
 	held := int64(0)
-	for c := at; c < end; c++ {
-		if !h.zero.has(c) {
-			held++
+	for g := from; g < to; g++ {
+		if !h.zero.has(g) {
+			held += h.grain
 		}
 	}
-	h.zero.addRange(at, end)
+	h.zero.addRange(from, to)
 	unlock()
 	if held == 0 {
 		return nil
 	}
-	err := fallocate(h.scratch, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, at*clusterSize, (end-at)*clusterSize)
+	err := fallocate(h.scratch, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, from*h.grain, (to-from)*h.grain)
 	if errors.Is(err, unix.EOPNOTSUPP) {
 		return nil // the room stays taken until the hold ends
 	}
@@ -131,7 +201,7 @@ func (h *hold) discard(at, end int64) error {
 		return h.v.d.scratchFailure(h.v.id, err)
 	}
 	h.kept.Add(-held)
-	h.v.d.scratch.Add(-held * clusterSize)
+	h.v.d.scratch.Add(-held)
 	return nil
 }
 
@@ -140,7 +210,7 @@ func (v *vol) flip(h *hold) {
 	w := v.view.Load()
 	n := w.tree.n
 	h.v, h.w, h.since, h.audit = v, w, v.since, v.auditAt
-	h.copied, h.zero, h.gone, h.foreign = newSet(n), newSet(n), newSet(n), map[int64]uint16{}
+	h.begin(w.size)
 	h.dirty = v.dirty
 	v.dirty = newSet(n)
 	// Regions that were written to since the last point are marked durably

@@ -34,6 +34,7 @@ type machine struct {
 	since   []byte             // content at the last checkpoint; nil: none
 	in      volume.Instant     // nil: none is held
 	frozen  []byte             // what it shows
+	gone    map[int64]bool     // clusters of it that were released
 	trees   []string           // planted
 }
 
@@ -148,7 +149,34 @@ func (m *machine) freeze(rt *rapid.T) {
 	only(rt, m.in == nil, "an instant is held already")
 	in, err := m.d.Freeze(context.Background(), "hold", []volume.Spec{m.s}, nil)
 	ok(rt, err)
-	m.in, m.frozen = in, bytes.Clone(m.now)
+	m.in, m.frozen, m.gone = in, bytes.Clone(m.now), map[int64]bool{}
+}
+
+// release gives up some clusters of the instant.
+func (m *machine) release(rt *rapid.T) {
+	only(rt, m.in != nil, "no instant is held")
+	n := clusters(int64(len(m.frozen)))
+	first := rapid.Int64Range(0, n-1).Draw(rt, "first")
+	end := rapid.Int64Range(first+1, min(n, first+4)).Draw(rt, "end")
+	for c := first; c < end; c++ {
+		m.gone[c] = true
+	}
+	ok(rt, m.in.Source(0).Release(context.Background(), first*clusterSize, min(end*clusterSize, int64(len(m.frozen)))-first*clusterSize))
+}
+
+// eachKept calls fn with the runs of the instant that were not released.
+func (m *machine) eachKept(fn func(off, end int64)) {
+	size := int64(len(m.frozen))
+	for c, n := int64(0), clusters(size); c < n; {
+		k := c
+		for k < n && !m.gone[k] {
+			k++
+		}
+		if k > c {
+			fn(c*clusterSize, min(k*clusterSize, size))
+		}
+		c = k + 1
+	}
 }
 
 // look compares the instant that is held, and what it says of changes.
@@ -157,10 +185,14 @@ func (m *machine) look(rt *rapid.T) {
 		return
 	}
 	ctx, src := context.Background(), m.in.Source(0)
-	got := make([]byte, src.Size())
-	ok(rt, src.ReadAt(ctx, got, 0))
-	same(rt, "instant", got, m.frozen)
-	covered := make([]byte, len(got))
+	covered := make([]byte, src.Size())
+	copy(covered, m.frozen)
+	m.eachKept(func(off, end int64) {
+		got := make([]byte, end-off)
+		ok(rt, src.ReadAt(ctx, got, off))
+		same(rt, "instant", got, m.frozen[off:end])
+		clear(covered[off:end])
+	})
 	for off := int64(0); ; {
 		r, err := src.Data(ctx, off)
 		if errors.Is(err, io.EOF) {
@@ -448,7 +480,7 @@ func TestModel(t *testing.T) {
 		m.durable(rt)
 		rt.Repeat(map[string]func(*rapid.T){
 			"write": m.write, "write2": m.write, "zero": m.zero, "read": m.read, "flush": m.flush,
-			"freeze": m.freeze, "settle": m.settle, "giveUp": m.giveUp, "point": m.point,
+			"freeze": m.freeze, "release": m.release, "settle": m.settle, "giveUp": m.giveUp, "point": m.point,
 			"roll": m.roll, "compact": m.compact, "fill": m.fill, "grow": m.grow,
 			"restart": m.restart, "kill": m.kill, "powerCut": m.powerCut,
 			"": m.check,

@@ -34,21 +34,21 @@ func (d *Driver) scratchFailure(id string, err error) error {
 	return errs.Wrap(errs.Unavailable, err, "volume %s: the server's disk failed to keep what was overwritten during the snapshot; see the server's log", id)
 }
 
-// takeScratch takes room for one cluster.
-func (d *Driver) takeScratch(id string) error {
-	used := d.scratch.Add(clusterSize)
+// takeScratch takes room for n bytes.
+func (d *Driver) takeScratch(id string, n int64) error {
+	used := d.scratch.Add(n)
 	if used > d.cfg.ScratchBytes {
-		d.scratch.Add(-clusterSize)
+		d.scratch.Add(-n)
 		return errs.New(errs.Full, "volume %s: so much was overwritten during the snapshot that the scratch space of %d MiB is full, and the snapshot is given up; take it when less is written, or raise --scratch", id, d.cfg.ScratchBytes>>20)
 	}
-	// Asking for each cluster would cost as much as copying one.
+	// To ask each time would cost as much as copying a page.
 	const look = 4 << 20
 	var st unix.Statfs_t
-	if (used-clusterSize)%look != 0 {
+	if used > n && used/look == (used-n)/look {
 		return nil
 	}
 	if err := unix.Statfs(d.dir, &st); err == nil && int64(st.Bavail)*st.Bsize < d.cfg.FreeFloor {
-		d.scratch.Add(-clusterSize)
+		d.scratch.Add(-n)
 		return errs.New(errs.Full, "volume %s: the server's disk is nearly full, so what is overwritten during the snapshot cannot be kept, and the snapshot is given up; free some space and try again", id)
 	}
 	return nil
@@ -57,6 +57,6 @@ func (d *Driver) takeScratch(id string) error {
 // freeScratch gives the room of a hold back. Its sources fail from now on.
 func (d *Driver) freeScratch(h *hold) {
 	h.fail(errs.New(errs.Internal, "the instant of volume %s is not held any more", h.v.id))
-	d.scratch.Add(-h.kept.Load() * clusterSize)
+	d.scratch.Add(-h.kept.Load())
 	d.logClose(h.v.id, h.scratch.Close())
 }

@@ -43,16 +43,20 @@ func (s *source) ReadAt(ctx context.Context, p []byte, off int64) error {
 	return h.failure()
 }
 
-// readPiece reads at once what nobody touched: a writer marks a cluster as
-// copied before it changes it, so if none is marked after reading, what was
-// read is of the instant.
+// readPiece reads at once what nobody touched: a writer marks a grain as copied
+// before it changes it, so if none is marked after reading, what was read is of
+// the instant.
 func (h *hold) readPiece(ctx context.Context, p []byte, off int64) error {
-	first, end := off/clusterSize, (off+int64(len(p))-1)/clusterSize+1
-	if !h.copied.any(first, end) && !h.w.tree.any(first, end) {
+	end := off + int64(len(p))
+	if h.gone.any(off/clusterSize, clusters(end)) {
+		return errs.New(errs.Internal, "volume %s: of %d bytes at %d of the instant some were released", h.v.id, len(p), off)
+	}
+	first, behind := h.grains(off, end)
+	if !h.copied.any(first, behind) && !h.w.tree.any(off/clusterSize, clusters(end)) {
 		if err := h.v.get(p, off); err != nil {
 			return err
 		}
-		if !h.copied.any(first, end) {
+		if !h.copied.any(first, behind) {
 			return nil
 		}
 	}
@@ -69,9 +73,8 @@ func (h *hold) readPiece(ctx context.Context, p []byte, off int64) error {
 // readCluster reads within one cluster: local pages of the instant from where
 // they are now, the others from the base.
 func (h *hold) readCluster(ctx context.Context, p []byte, off int64) error {
-	at := off / clusterSize
-	foreign, pages, err := h.readLocal(p, off)
-	if err != nil || !foreign {
+	foreign, err := h.readLocal(p, off)
+	if err != nil || foreign == 0 {
 		return err
 	}
 	buf := h.v.d.buffer()
@@ -80,9 +83,10 @@ func (h *hold) readCluster(ctx context.Context, p []byte, off int64) error {
 	if err := h.v.fetch(ctx, h.w, from, off); err != nil {
 		return err
 	}
-	return eachRun(^pages, func(page, n int) error {
-		a := max(at*clusterSize+int64(page)*pageSize, off)
-		b := min(at*clusterSize+int64(page+n)*pageSize, off+int64(len(p)))
+	start := off / clusterSize * clusterSize
+	return eachRun(foreign, func(page, n int) error {
+		a := max(start+int64(page)*pageSize, off)
+		b := min(start+int64(page+n)*pageSize, off+int64(len(p)))
 		if a < b {
 			copy(p[a-off:b-off], from[a-off:b-off])
 		}
@@ -91,34 +95,73 @@ func (h *hold) readCluster(ctx context.Context, p []byte, off int64) error {
 }
 
 // readLocal reads what the data file or the scratch file has of a cluster, and
-// says whether, and but for which pages, it was the tree's.
-func (h *hold) readLocal(p []byte, off int64) (foreign bool, pages uint16, err error) {
+// tells the pages that were the tree's.
+func (h *hold) readLocal(p []byte, off int64) (foreign uint16, err error) {
 	at := off / clusterSize
 	mu := &h.v.stripe[at%stripes]
 	mu.Lock()
 	defer mu.Unlock()
-	if !h.copied.has(at) {
-		return h.w.tree.has(at), h.w.pages.of(at), h.v.get(p, off)
+	start, end := off, off+int64(len(p))
+	for off < end && err == nil {
+		g, behind := h.grains(off, end)
+		next, copied := h.copied.find(g, behind, 0), false
+		if next == g {
+			next, copied = h.copied.find(g, behind, ^uint64(0)), true
+		}
+		to := min(next*h.grain, end)
+		part := p[off-start : to-start]
+		switch {
+		case copied:
+			foreign |= h.foreignOf(g, next)
+			err = h.readScratch(part, off)
+		default:
+			if h.w.tree.has(at) {
+				foreign |= h.pagesOf(g, next) &^ h.w.pages.of(at)
+			}
+			err = h.v.get(part, off)
+		}
+		off = to
 	}
-	if h.gone.has(at) {
-		return false, 0, errs.New(errs.Internal, "volume %s: the bytes at %d of the instant were released", h.v.id, off)
-	}
+	return foreign, err
+}
+
+// foreignOf is the pages of copied grains that were the tree's.
+func (h *hold) foreignOf(from, to int64) (foreign uint16) {
 	h.mu.Lock()
-	pages, foreign = h.foreign[at]
-	h.mu.Unlock()
-	if h.zero.has(at) {
-		clear(p)
-		return foreign, pages, nil
+	defer h.mu.Unlock()
+	for g := from; g < to; g++ {
+		if local, ok := h.foreign[g]; ok {
+			foreign |= h.pagesOf(g, g+1) &^ local
+		}
 	}
-	return foreign, pages, readFile(h.v.id, h.scratch, p, off)
+	return foreign
+}
+
+// readScratch reads copied grains of one cluster.
+func (h *hold) readScratch(p []byte, off int64) error {
+	for len(p) > 0 {
+		g, behind := h.grains(off, off+int64(len(p)))
+		next, zero := h.zero.find(g, behind, 0), false
+		if next == g {
+			next, zero = h.zero.find(g, behind, ^uint64(0)), true
+		}
+		n := min(next*h.grain-off, int64(len(p)))
+		if zero {
+			clear(p[:n])
+		} else if err := readFile(h.v.id, h.scratch, p[:n], off); err != nil {
+			return err
+		}
+		p, off = p[n:], off+n
+	}
+	return nil
 }
 
 // Release lets writers go on where the point was read, or need not be.
 func (s *source) Release(_ context.Context, off, length int64) error {
 	h := s.h
-	first, end := (off+clusterSize-1)/clusterSize, (off+length)/clusterSize
+	first, end := clusters(off), (off+length)/clusterSize
 	if off+length == h.w.size {
-		end = h.copied.n
+		end = h.gone.n
 	}
 	if err := h.w.inside(h.v.id, off, length); err != nil || first >= end {
 		return err
@@ -164,12 +207,12 @@ func (h *hold) data(ctx context.Context, off int64) (extent.Range, error) {
 		return now, err
 	}
 	// Asked last: what somebody trims now is marked as copied before.
-	at := h.copied.next(off / clusterSize)
-	if at == h.copied.n || err == nil && now.Off <= at*clusterSize {
+	at := h.copied.next(off / h.grain)
+	if at == h.copied.n || err == nil && now.Off <= at*h.grain {
 		return now, err
 	}
-	from := max(off, at*clusterSize)
-	return extent.Range{Off: from, Len: min(h.copied.nextGap(at)*clusterSize, h.w.size) - from}, nil
+	from := max(off, at*h.grain)
+	return extent.Range{Off: from, Len: min(h.copied.nextGap(at)*h.grain, h.w.size) - from}, nil
 }
 
 // Changed is exact if the server had stopped in order since base, else more.

@@ -180,7 +180,7 @@ func (w *view) foreign(off int64) bool {
 func (v *vol) store(w *view, c change) error {
 	first, last := c.off/clusterSize, (c.off+c.n-1)/clusterSize
 	if h := v.hold; h != nil {
-		h.preserve(w, first, last)
+		h.preserve(w, c.off, c.n)
 	}
 	v.dirty.addRange(first, last+1)
 	if w.base == nil {

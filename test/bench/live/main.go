@@ -33,6 +33,7 @@ type config struct {
 	seconds int
 	runs    int
 	gib     int
+	only    string // fio jobs whose names have it, and nothing else; "": all there is
 }
 
 func main() {
@@ -50,6 +51,7 @@ func parse() (config, error) {
 	flag.StringVar(&c.cairn, "cairn", "bin/cairn", "the binary to measure")
 	flag.StringVar(&c.out, "out", "docs/BENCH-LIVE.md", "where the report goes")
 	flag.StringVar(&c.dir, "dir", "tmp", "where the work folder is made and removed again")
+	flag.StringVar(&c.only, "only", "", "only fio jobs whose names have this, without a report: for finding out why")
 	flag.Parse()
 	var errs [5]error
 	c.seconds, errs[0] = number("CAIRN_BENCH_LIVE_SECONDS", 4)
@@ -89,7 +91,7 @@ func run(ctx context.Context) (err error) {
 		_ = os.Remove(conf.dir) // unless others keep something there
 	}()
 	r := &results{conf: conf, tables: map[string]map[string][]float64{}}
-	if err := r.measureServers(ctx, work); err != nil {
+	if err := r.measureServers(ctx, work); err != nil || conf.only != "" {
 		return err
 	}
 	if err := r.measureInstants(ctx, work); err != nil {
