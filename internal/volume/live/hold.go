@@ -25,27 +25,29 @@ type hold struct {
 	grain   int64        // bytes: what guests write at least, up to a cluster
 	copied  *set         // grains that may have changed since the instant
 	zero    *set         // copied ones that take no room in scratch
+	tree    *set         // copied ones that were the tree's
 	gone    *set         // clusters that nobody will read any more
 	kept    atomic.Int64 // bytes of scratch
 
-	mu      sync.Mutex
-	foreign map[int64]uint16 // local pages of copied grains in clusters that were the tree's
+	mu    sync.Mutex
+	mixed map[int64]uint16 // of copied grains that were the tree's in part: their cluster's local pages
 
 	failed atomic.Pointer[error] // since when scratch does not have everything
 }
 
 // mostGrains bounds the memory of a hold: 32 MiB for each set of them, if all
-// of a volume is written to.
+// of a volume is written to. Larger volumes have larger grains, of which some
+// may be mixed.
 const mostGrains = 1 << 28
 
 // begin makes an instant's sets for a volume.
 func (h *hold) begin(size int64) {
 	h.grain = pageSize
-	for size/h.grain > mostGrains && h.grain < clusterSize {
+	for size/h.grain > h.v.d.grains && h.grain < clusterSize {
 		h.grain *= 2
 	}
 	n := (size + h.grain - 1) / h.grain
-	h.copied, h.zero, h.gone, h.foreign = newSet(n), newSet(n), newSet(clusters(size)), map[int64]uint16{}
+	h.copied, h.zero, h.tree, h.gone, h.mixed = newSet(n), newSet(n), newSet(n), newSet(clusters(size)), map[int64]uint16{}
 }
 
 // grains is the first grain of a range, and the one behind it.
@@ -116,14 +118,38 @@ func (h *hold) preserveIn(w *view, at, first, behind int64) error {
 // which it has all takes no room.
 func (h *hold) noteForeign(w *view, at, from, to int64) {
 	pages := w.pages.of(at)
+	for g := from; g < to; g++ {
+		switch all := h.pagesOf(g, g+1); pages & all {
+		case 0:
+			h.tree.add(g)
+			h.zero.add(g)
+		case all:
+		default:
+			h.mu.Lock()
+			h.mixed[g] = pages
+			h.mu.Unlock()
+		}
+	}
+}
+
+// foreignOf is the pages of copied grains of one cluster that were the tree's.
+func (h *hold) foreignOf(from, to int64) (foreign uint16) {
+	for g := from; g < to; g++ {
+		if h.tree.has(g) {
+			foreign |= h.pagesOf(g, g+1)
+		}
+	}
+	if h.grain == pageSize {
+		return foreign // none is mixed
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for g := from; g < to; g++ {
-		h.foreign[g] = pages
-		if pages&h.pagesOf(g, g+1) == 0 {
-			h.zero.add(g)
+		if local, ok := h.mixed[g]; ok {
+			foreign |= h.pagesOf(g, g+1) &^ local
 		}
 	}
+	return foreign
 }
 
 // pagesOf is the mask of the pages of some grains in their cluster.

@@ -82,6 +82,7 @@ type Driver struct {
 	cfg     Config
 	log     *slog.Logger
 	scratch atomic.Int64 // bytes of all holds
+	grains  int64        // a hold has at most: mostGrains, or what a test wants
 	buffers sync.Pool    // of *[clusterSize]byte
 
 	mu       sync.Mutex // guards what follows; held for moments only
@@ -144,7 +145,7 @@ func New(cfg Config) (*Driver, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	d := &Driver{dir: dir, cfg: cfg, log: cfg.Log, vols: map[string]*opening{}, instants: map[string]*instant{}, points: map[string]*point{}}
+	d := &Driver{dir: dir, cfg: cfg, log: cfg.Log, grains: mostGrains, vols: map[string]*opening{}, instants: map[string]*instant{}, points: map[string]*point{}}
 	d.buffers.New = func() any { return new([clusterSize]byte) }
 	return d, nil
 }

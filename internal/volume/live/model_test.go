@@ -36,6 +36,7 @@ type machine struct {
 	frozen  []byte             // what it shows
 	gone    map[int64]bool     // clusters of it that were released
 	trees   []string           // planted
+	grains  int64              // that a hold may have: of 4 KiB to 64 KiB
 }
 
 func (m *machine) start() {
@@ -43,6 +44,7 @@ func (m *machine) start() {
 	if err != nil {
 		panic(err)
 	}
+	d.grains = m.grains
 	m.d = d
 }
 
@@ -456,6 +458,7 @@ func TestModel(t *testing.T) {
 		defer os.RemoveAll(dir)
 		size := int64(rapid.SampledFrom([]int{1, 20, 33}).Draw(rt, "clusters")*clusterSize - rapid.SampledFrom([]int{0, 512, 5000}).Draw(rt, "less"))
 		m := &machine{t: t, dir: dir, f: newForest(), s: volume.Spec{ID: "vol-A", SizeBytes: size}, risky: map[int64][][]byte{}}
+		m.grains = rapid.SampledFrom([]int64{mostGrains, 128, 50, 1}).Draw(rt, "grains")
 		m.start()
 		m.now = make([]byte, size)
 		if rapid.Bool().Draw(rt, "clone") {

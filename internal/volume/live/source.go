@@ -125,18 +125,6 @@ func (h *hold) readLocal(p []byte, off int64) (foreign uint16, err error) {
 	return foreign, err
 }
 
-// foreignOf is the pages of copied grains that were the tree's.
-func (h *hold) foreignOf(from, to int64) (foreign uint16) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for g := from; g < to; g++ {
-		if local, ok := h.foreign[g]; ok {
-			foreign |= h.pagesOf(g, g+1) &^ local
-		}
-	}
-	return foreign
-}
-
 // readScratch reads copied grains of one cluster.
 func (h *hold) readScratch(p []byte, off int64) error {
 	for len(p) > 0 {
