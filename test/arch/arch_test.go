@@ -35,6 +35,8 @@ var rooms = map[string]room{
 	"internal/extent":    {},
 	"internal/blobstore": {},
 	"internal/nbd":       {},
+	"internal/qmp":       {},
+	"internal/compute":   {imports: []string{"internal/nbd", "internal/qmp"}},
 	"internal/repo":      {imports: []string{"internal/blobstore"}},
 	"internal/volume":    {imports: []string{"internal/nbd"}},
 	"internal/qcow2":     {},

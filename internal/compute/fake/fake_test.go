@@ -1,0 +1,30 @@
+package fake_test
+
+import (
+	"testing"
+
+	"cairn/internal/compute"
+	"cairn/internal/compute/computetest"
+	"cairn/internal/compute/fake"
+	"cairn/internal/errs"
+)
+
+func TestSuite(t *testing.T) {
+	computetest.Run(t, func(*testing.T) computetest.Harness {
+		const none = "nbd+unix:///none?socket=/none"
+		h := &fake.Host{Open: func(_ string, d compute.Disk) error {
+			if d.URI == none {
+				return errs.New(errs.Unavailable, "there is no disk %s", d.ID)
+			}
+			return nil
+		}}
+		return computetest.Harness{
+			Driver: fake.New(h),
+			Again:  func(*testing.T) compute.Driver { return fake.New(h) },
+			Disk: func(_ *testing.T, id string) compute.Disk {
+				return compute.Disk{ID: id, URI: "nbd+unix:///" + id + "?socket=/s"}
+			},
+			NoDisk: compute.Disk{ID: "vol-NONE", URI: none},
+		}
+	})
+}
