@@ -11,15 +11,29 @@ import (
 	"cairn/internal/errs"
 )
 
-// probeLimit is far beyond what a machine with KVM needs for three instructions.
+// probeLimit is far beyond what a machine needs for some instructions.
 const probeLimit = 5 * time.Second
 
-// bootSector ends the emulator with status 2*0x10+1 by way of its exit device:
-//
-//	mov dx, 0x501; mov al, 0x10; out dx, al; hlt
+// bootSector goes to protected mode, as every guest does, and ends the emulator
+// there by way of its exit device.
 func bootSector() []byte {
+	const (
+		origin     = 0x7c00 // where the BIOS puts it
+		main       = 25
+		table      = 40
+		descriptor = 56
+	)
 	b := make([]byte, 512)
-	copy(b, []byte{0xba, 0x01, 0x05, 0xb0, 0x10, 0xee, 0xf4})
+	copy(b, []byte{
+		0xfa,                   // cli
+		0x31, 0xc0, 0x8e, 0xd8, // xor ax, ax; mov ds, ax
+		0x0f, 0x01, 0x16, descriptor, origin >> 8, // lgdt [descriptor]
+		0x0f, 0x20, 0xc0, 0x66, 0x83, 0xc8, 0x01, 0x0f, 0x22, 0xc0, // cr0 |= 1
+		0xea, main, origin >> 8, 0x08, 0x00, // jmp 8:main
+	})
+	copy(b[main:], []byte{0xba, 0x01, 0x05, 0x00, 0x00, 0xb0, 0x10, 0xee, 0xf4}) // mov edx, 0x501; mov al, 0x10; out dx, al; hlt
+	copy(b[table+8:], []byte{0xff, 0xff, 0x00, 0x00, 0x00, 0x9a, 0xcf, 0x00})    // all memory, as code
+	copy(b[descriptor:], []byte{0x0f, 0x00, table, origin >> 8, 0x00, 0x00})     // its size and place
 	b[510], b[511] = 0x55, 0xaa
 	return b
 }
@@ -60,7 +74,7 @@ func runs(ctx context.Context, binary, accel string) (err error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, probeLimit)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, binary, "-machine", "pc,accel="+accel, "-m", "16", "-nodefaults", "-no-user-config",
+	cmd := exec.CommandContext(ctx, binary, "-machine", "pc,accel="+accel, "-cpu", processor(accel), "-m", "16", "-nodefaults", "-no-user-config",
 		"-display", "none", "-no-reboot", "-drive", "file="+disk+",format=raw,if=floppy,readonly=on",
 		"-device", "isa-debug-exit,iobase=0x501,iosize=1")
 	out, err := cmd.CombinedOutput()

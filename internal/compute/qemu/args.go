@@ -31,14 +31,10 @@ const (
 
 // arguments is the command line of a machine.
 func arguments(s compute.Spec, accel string) ([]string, error) {
-	cpu := "max"
-	if accel == "kvm" {
-		cpu = "host"
-	}
 	args := []string{
 		"-name", "guest=" + s.ID + ",debug-threads=on",
 		"-machine", "pc,accel=" + accel + ",usb=off",
-		"-cpu", cpu, "-smp", fmt.Sprint(s.CPUs), "-m", fmt.Sprintf("size=%dk", s.Memory>>10),
+		"-cpu", processor(accel), "-smp", fmt.Sprint(s.CPUs), "-m", fmt.Sprintf("size=%dk", s.Memory>>10),
 		"-nodefaults", "-no-user-config", "-display", "none", "-vga", "std",
 		"-rtc", "base=utc", "-boot", "strict=on",
 		// What breaks out of the emulator starts no program.
@@ -72,6 +68,14 @@ func arguments(s compute.Spec, accel string) ([]string, error) {
 		}
 	}
 	return args, nil
+}
+
+// processor is the best that an acceleration can show to a guest.
+func processor(accel string) string {
+	if accel == "kvm" {
+		return "host"
+	}
+	return "max"
 }
 
 // blockdev is the node that reads a disk's export. Its name is the disk's id.
