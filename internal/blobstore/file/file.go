@@ -49,9 +49,10 @@ type syscalls struct {
 
 // Store is a blobstore.Store in a folder.
 type Store struct {
-	dir   string
-	sys   syscalls
-	cache *fdCache
+	dir    string
+	sys    syscalls
+	cache  *fdCache
+	recent recent
 
 	mu      sync.Mutex          // guards durable, held while folders are made
 	durable map[string]struct{} // folders whose names are known to be on disk
@@ -67,7 +68,7 @@ func Open(dir string) (*Store, error) {
 		return nil, fmt.Errorf("open the blob folder: %w", err)
 	}
 	s := &Store{
-		dir: dir, cache: newFDCache(fdCacheSize), durable: make(map[string]struct{}),
+		dir: dir, cache: newFDCache(fdCacheSize), recent: newRecent(), durable: make(map[string]struct{}),
 		sys: syscalls{fdatasync: fdatasync, fsyncDir: fsyncDir, link: os.Link},
 	}
 	if err := s.makeRoot(); err != nil {
@@ -189,10 +190,19 @@ func (s *Store) put(ctx context.Context, name string, parts [][]byte) error {
 	}
 	if err != nil {
 		s.cache.drop(name) // publish may have taken the blob back
+	} else {
+		s.recent.add(final, length(parts))
 	}
 	// The temp name is the trace of an unfinished Put, so it goes last; if it
 	// stays, the next Open removes it. After an error it is worth nothing.
 	return errors.Join(err, ignoreAbsent(os.Remove(tmp)), f.Close())
+}
+
+func length(parts [][]byte) (n int64) {
+	for _, p := range parts {
+		n += int64(len(p))
+	}
+	return n
 }
 
 // write fills the temp file and makes it durable.
@@ -211,21 +221,7 @@ func (s *Store) write(ctx context.Context, f *os.File, parts [][]byte) error {
 	if err := s.sys.fdatasync(f); err != nil {
 		return fmt.Errorf("fdatasync: %w", err)
 	}
-	forget(f)
 	return ctx.Err()
-}
-
-// forgetFrom is the size from which a blob, once durable, leaves the page cache.
-const forgetFrom = 4 << 20
-
-// forget takes a large blob out of the page cache. A backup would fill all
-// memory with packs that nobody may ever read; and what it writes goes to
-// memory that is at hand, which in a virtual machine costs a third of memory
-// that the machine must be given first. It is advice.
-func forget(f *os.File) {
-	if st, err := f.Stat(); err == nil && st.Size() >= forgetFrom {
-		_ = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED)
-	}
 }
 
 // publish gives the temp file its blob name and syncs the folder.
