@@ -75,7 +75,7 @@ func (p *peer) asked() (q struct {
 	if err != nil {
 		return q, false
 	}
-	if err := json.Unmarshal([]byte(strings.TrimLeft(string(line), "\xff")), &q); err != nil {
+	if err := json.Unmarshal([]byte(strings.TrimPrefix(string(line), "\xff")), &q); err != nil {
 		p.t.Errorf("the client sent %q: %v", line, err)
 		return q, false
 	}

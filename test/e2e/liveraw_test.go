@@ -212,7 +212,7 @@ func (s *stand) comeAndGo() error {
 	for {
 		c, err := rawDial(s.uri)
 		if err != nil {
-			return nil // the volume is gone
+			return nil //nolint:nilerr // the volume is gone
 		}
 		for range 3 {
 			code, _, err := c.ask(rawWrite, 0, 0, 512, make([]byte, 512))

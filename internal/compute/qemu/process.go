@@ -188,7 +188,7 @@ func (m *machine) spawn(ctx context.Context, binary string, args []string) error
 		return err
 	}
 	defer out.Close()
-	cmd := exec.Command(binary, args...)
+	cmd := exec.CommandContext(context.WithoutCancel(ctx), binary, args...)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = m.dir, out, out
 	// It outlives us, and whatever is sent to our terminal.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
@@ -202,7 +202,8 @@ func (m *machine) spawn(ctx context.Context, binary string, args []string) error
 		// By its handle: it may be too young to have its pid file.
 		_ = cmd.Process.Kill() // or it has ended
 		select {
-		case <-dead:
+		case end := <-dead:
+			dead <- end // it is known by err already
 		case <-time.After(quitLimit):
 		}
 	}
@@ -319,7 +320,7 @@ func (m *machine) end(ctx context.Context) error {
 		return fmt.Errorf("open process %d: %w", pid, err)
 	}
 	if err == nil {
-		defer unix.Close(fd)
+		defer func() { _ = unix.Close(fd) }() // nothing was written through it
 		// The descriptor is of a process; it is the machine's if it still has the
 		// lock now.
 		if now, err := m.pid(); err != nil || now != pid {

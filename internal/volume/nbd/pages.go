@@ -104,17 +104,18 @@ func (p *pages) each(ctx context.Context, match func(flags uint32) bool, fn func
 	var open extent.Range
 	for {
 		r, err := p.next(ctx, open.End(), match)
-		if err != nil && !errors.Is(err, io.EOF) {
+		end := errors.Is(err, io.EOF)
+		if err != nil && !end {
 			return err
 		}
-		if err == nil && r.Off == open.End() {
+		if !end && r.Off == open.End() {
 			open.Len += r.Len
 			continue
 		}
 		if open.Len > 0 {
 			fn(open)
 		}
-		if err != nil {
+		if end {
 			return nil
 		}
 		open = r

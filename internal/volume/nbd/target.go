@@ -135,7 +135,7 @@ func (t *target) WriteAt(ctx context.Context, buf []byte, off int64) error {
 	return t.units(off, end,
 		func(off, end int64) error { return t.partly(ctx, buf[:end-off], off) },
 		func(off2, end2 int64) error { return t.write(ctx, buf[off2-off:end2-off], off2) },
-		func(off2, end2 int64) error { return t.partly(ctx, buf[off2-off:], off2) })
+		func(off2, _ int64) error { return t.partly(ctx, buf[off2-off:], off2) })
 }
 
 // units splits [off, end) into a part of a unit, whole units, and a part of a
