@@ -316,33 +316,30 @@ func (w *world) forget(t harness.TB, v *modelVolume) {
 }
 
 // checkRows compares every row with the model. Volumes that are gone and left
-// no point cost no request of their own: a history leaves hundreds of them.
+// no point, of which a history makes hundreds, are looked at in one listing of
+// all: what others do to the server meanwhile may shift its pages, so that it
+// proves nothing of the rest.
 func (w *world) checkRows(t harness.TB) {
 	t.Helper()
-	all := w.allRows(t)
 	volumes := map[string]harness.Volume{}
-	for _, r := range all.volumes {
+	for _, r := range w.listVolumes(t) {
 		volumes[r.ID] = r
-	}
-	snapshots := map[string][]harness.Snapshot{}
-	for _, r := range all.snapshots {
-		snapshots[r.Resource.ID] = append(snapshots[r.Resource.ID], r)
 	}
 	points := map[string][]*modelPoint{}
 	for _, p := range w.points {
 		points[p.volume] = append(points[p.volume], p)
 	}
 	for _, v := range w.vols {
-		row, listed := volumes[v.id]
-		v.checkVolume(t, row, listed)
-		w.checkPoints(t, v, points[v.id], snapshots[v.id])
-		if v.gone && len(points[v.id]) == 0 {
+		if row, listed := volumes[v.id]; v.gone && len(points[v.id]) == 0 {
+			v.checkVolume(t, row, listed)
 			continue
 		}
-		every := harness.IDs(w.api().Snapshots(t, url.Values{"resource_id": {v.id}, "status": {harness.AllStatuses}}))
-		if want := harness.IDs(snapshots[v.id]); !slices.Equal(every, want) {
-			t.Fatalf("%s lists %v of every status, want %v", v.name, every, want)
+		rows := w.api().Volumes(t, url.Values{"volumes": {v.id}})
+		if len(rows) == 0 {
+			rows = append(rows, harness.Volume{})
 		}
+		v.checkVolume(t, rows[0], rows[0].ID == v.id)
+		w.checkPoints(t, v, points[v.id], w.api().Snapshots(t, url.Values{"resource_id": {v.id}, "status": {harness.AllStatuses}}))
 		shown := harness.IDs(w.api().Snapshots(t, url.Values{"resource_id": {v.id}}))
 		if want := ids(w.livePoints(v.id)); !slices.Equal(shown, want) {
 			t.Fatalf("%s lists %v without a status, want only the live ones %v", v.name, shown, want)

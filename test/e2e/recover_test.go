@@ -101,23 +101,29 @@ type rows struct {
 	volumes   []harness.Volume
 }
 
-// allRows lists them. A server that has just started serves its volumes one
-// after the other: they are awaited, and one that never comes shows in the rows.
+// allRows lists them.
 func (w *world) allRows(t harness.TB) rows {
 	t.Helper()
-	unserved := func(v harness.Volume) bool {
-		return v.Driver == "managed" && v.Status == "available" && len(v.NBDURIs) == 0
-	}
-	var r rows
-	harness.Poll(10*time.Second, func() bool {
-		r.volumes = w.srv.Local().Volumes(t, url.Values{"status": {"pending,available,in-use,deleted,ceased"}})
-		return !slices.ContainsFunc(r.volumes, unserved)
-	})
-	r.snapshots = w.api().Snapshots(t, url.Values{"status": {harness.AllStatuses}})
+	r := rows{volumes: w.listVolumes(t), snapshots: w.api().Snapshots(t, url.Values{"status": {harness.AllStatuses}})}
 	for i := range r.volumes { // it is being filled, or was a moment ago
 		r.volumes[i].MissingBytes = 0
 	}
 	return r
+}
+
+// listVolumes lists all volumes. A server that has just started serves its
+// volumes one after the other: they are awaited, and one that never comes shows
+// in the rows.
+func (w *world) listVolumes(t harness.TB) (all []harness.Volume) {
+	t.Helper()
+	unserved := func(v harness.Volume) bool {
+		return v.Driver == "managed" && v.Status == "available" && len(v.NBDURIs) == 0
+	}
+	harness.Poll(10*time.Second, func() bool {
+		all = w.srv.Local().Volumes(t, url.Values{"status": {"pending,available,in-use,deleted,ceased"}})
+		return !slices.ContainsFunc(all, unserved)
+	})
+	return all
 }
 
 // sameRows compares every field that the API shows.
