@@ -35,7 +35,7 @@ var volumeSizes = []int64{
 // to a new volume.
 func TestOracle(t *testing.T) {
 	t.Parallel()
-	checks, steps := "3", "30"
+	checks, steps := "6", "30"
 	if harness.Long() {
 		checks, steps = "60", "80"
 	}
