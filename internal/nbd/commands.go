@@ -26,9 +26,14 @@ type task struct {
 	refused error // it is answered with this and never done
 }
 
-// moves reports whether a request carries data of its length, one way or the
-// other.
-func (t *task) moves() bool { return t.cmd == cmdRead || t.cmd == cmdWrite }
+// moved is how many bytes of data a request carries, one way or the other: a
+// trim of a gigabyte carries none.
+func (t *task) moved() uint32 {
+	if t.cmd == cmdRead || t.cmd == cmdWrite {
+		return t.length
+	}
+	return 0
+}
 
 // commandFlags are the flags that each command may bear.
 var commandFlags = [...]uint16{

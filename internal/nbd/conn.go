@@ -225,7 +225,7 @@ func (c *conn) work() {
 			c.stop(err)
 			return
 		}
-		handedOver := c.slow.Load() > slowScore || t.length >= bulk && t.moves()
+		handedOver := c.slow.Load() > slowScore || t.moved() >= bulk
 		turn := c.turn.Load() + 1
 		if handedOver {
 			c.handOver()
@@ -240,7 +240,7 @@ func (c *conn) work() {
 		began := time.Now()
 		c.do(&t)
 		took := time.Since(began)
-		c.server.load.add(t.length, took)
+		c.server.load.add(t.moved(), took)
 		c.rate(took > slowBase+time.Duration(t.length/slowBytes))
 		if handedOver || !c.turn.CompareAndSwap(turn, turn+1) {
 			c.w.flush()

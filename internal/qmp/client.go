@@ -250,9 +250,6 @@ func (c *Client) Await(ctx context.Context, want func(Event) bool) (Event, error
 	}
 }
 
-// Done is closed when the connection has ended, as it does with the machine.
-func (c *Client) Done() <-chan struct{} { return c.done }
-
 // Err is why the connection ended; nil: it has not.
 func (c *Client) Err() error {
 	c.mu.Lock()

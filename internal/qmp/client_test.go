@@ -178,7 +178,7 @@ func TestHostilePeer(t *testing.T) {
 			if _, err := c.Await(t.Context(), func(Event) bool { return true }); !errs.Is(err, errs.Unavailable) {
 				t.Errorf("Await: %v", err)
 			}
-			<-c.Done()
+			<-c.done
 		})
 	}
 	t.Run("answers twice, and to others", func(t *testing.T) {

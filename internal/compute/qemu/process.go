@@ -133,31 +133,23 @@ func (m *machine) doing(ctx context.Context) compute.State {
 
 // Start runs a machine.
 func (d *Driver) Start(ctx context.Context, id string) error {
-	m, s, err := d.known(id)
-	if err != nil {
-		return err
-	}
-	m.Lock()
-	defer m.Unlock()
-	pid, err := m.pid()
-	if err != nil {
-		return err
-	}
-	if pid != 0 {
-		return m.resume(ctx)
-	}
-	if err := check(s); err != nil {
-		return err
-	}
-	args, err := arguments(s, d.accel)
-	if err != nil {
-		return err
-	}
-	if err := m.spawn(ctx, d.binary, args); err != nil {
-		return err
-	}
-	d.log.Info("machine started", "machine", id, "acceleration", d.accel, "disks", len(s.Disks))
-	return nil
+	return d.change(ctx, id, func(m *machine, s compute.Spec, runs bool) error {
+		if runs {
+			return m.resume(ctx)
+		}
+		if err := check(s); err != nil {
+			return err
+		}
+		args, err := arguments(s, d.accel)
+		if err != nil {
+			return err
+		}
+		if err := m.spawn(ctx, d.binary, args); err != nil {
+			return err
+		}
+		d.log.Info("machine started", "machine", id, "acceleration", d.accel, "disks", len(s.Disks))
+		return nil
+	})
 }
 
 // resume lets a paused machine go on.

@@ -258,8 +258,10 @@ func TestRelease(t *testing.T) {
 	if want := (extent.Range{Off: 3 * clusterSize, Len: 3 * clusterSize}); err != nil || r != want {
 		t.Errorf("data at %v, %v, want %v", r, err, want)
 	}
-	if r, err = src.Data(ctx, 6*clusterSize); !errors.Is(err, io.EOF) {
-		t.Errorf("data behind the end of what is kept: %v, %v", r, err)
+	for _, off := range []int64{6 * clusterSize, s.SizeBytes, s.SizeBytes + 1} {
+		if r, err = src.Data(ctx, off); !errors.Is(err, io.EOF) {
+			t.Errorf("data at %d, behind the end of what is kept: %v, %v", off, r, err)
+		}
 	}
 	ok(t, in.Settle(ctx, []volume.Checkpoint{"one"}, committed))
 	ok(t, in.Close())

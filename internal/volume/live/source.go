@@ -163,6 +163,9 @@ func (s *source) Data(ctx context.Context, off int64) (extent.Range, error) {
 	if err := ctx.Err(); err != nil {
 		return extent.Range{}, err
 	}
+	if off >= h.w.size {
+		return extent.Range{}, io.EOF
+	}
 	if err := h.w.inside(h.v.id, off, 0); err != nil {
 		return extent.Range{}, err
 	}
