@@ -35,14 +35,18 @@ type Sparse interface {
 // ImportSparse is ImportVolume without sending the holes of r. After an error
 // r may still be in use for a moment.
 func (c *Client) ImportSparse(ctx context.Context, in ImportVolume, r Sparse) (Job, error) {
+	return c.importSparse(ctx, volumesPath, in.query(), in.SizeBytes, r)
+}
+
+func (c *Client) importSparse(ctx context.Context, kind string, q url.Values, size int64, r Sparse) (Job, error) {
 	edge := rand.Text()
 	body := &ranges{
 		data:   func(off int64) (int64, int64, error) { return r.Data(ctx, off) },
 		readAt: func(buf []byte, off int64) error { return r.ReadAt(ctx, buf, off) },
-		size:   in.SizeBytes, edge: edge,
+		size:   size, edge: edge,
 	}
 	return c.job(ctx, request{
-		method: http.MethodPost, path: []string{volumesPath, "import"}, query: in.query(),
+		method: http.MethodPost, path: []string{kind, "import"}, query: q,
 		stream: bufio.NewReaderSize(body, sparseBuffer), streamSize: -1, kind: "multipart/byteranges; boundary=" + edge,
 	})
 }

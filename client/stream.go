@@ -33,9 +33,11 @@ type Export struct {
 func (c *Client) export(ctx context.Context, path []string, format Format) (*Export, error) {
 	q := url.Values{}
 	set(q, "format", string(format))
-	resp, err := c.do(ctx, request{
-		method: http.MethodGet, path: path, query: q, accept: "application/octet-stream, application/json",
-	})
+	return c.stream(ctx, path, q, "application/octet-stream")
+}
+
+func (c *Client) stream(ctx context.Context, path []string, q url.Values, kind string) (*Export, error) {
+	resp, err := c.do(ctx, request{method: http.MethodGet, path: path, query: q, accept: kind + ", application/json"})
 	if err != nil {
 		return nil, err
 	}
@@ -80,9 +82,13 @@ type ImportVolume struct {
 // returns when the server has stored it. r is read only if the server accepts
 // the rest of the request.
 func (c *Client) ImportVolume(ctx context.Context, in ImportVolume, r io.Reader) (Job, error) {
+	return c.importStream(ctx, volumesPath, in.query(), in.SizeBytes, r)
+}
+
+func (c *Client) importStream(ctx context.Context, kind string, q url.Values, size int64, r io.Reader) (Job, error) {
 	return c.job(ctx, request{
-		method: http.MethodPost, path: []string{volumesPath, "import"}, query: in.query(),
-		stream: &exactReader{r: r, left: in.SizeBytes, size: in.SizeBytes}, streamSize: in.SizeBytes,
+		method: http.MethodPost, path: []string{kind, "import"}, query: q,
+		stream: &exactReader{r: r, left: size, size: size}, streamSize: size,
 	})
 }
 

@@ -3,6 +3,8 @@
 # through the published API, and compare what comes back. Every call is printed
 # as the curl (or cairn) line that makes it. Exits 0 only if all comparisons held.
 #
+# Where QEMU is installed it goes on with a machine (demo-machine.sh).
+#
 # As root the disk is mounted through a loop device; otherwise, or where loop
 # devices do not work, debugfs reads and writes it.
 set -euo pipefail
@@ -22,6 +24,7 @@ cleanup() {
 	local code=$?
 	trap - EXIT
 	unmount || true
+	end_machines
 	if [ -n "$server_pid" ]; then
 		kill "$server_pid" 2>/dev/null || true
 		wait "$server_pid" 2>/dev/null || true
@@ -34,6 +37,7 @@ cleanup() {
 	rm -rf --one-file-system "$work"
 	exit $code
 }
+end_machines() { :; } # demo-machine.sh has the real one
 trap cleanup EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
@@ -264,6 +268,9 @@ start_server() {
 	fail "the server did not start after $tries tries"
 }
 
+# shellcheck source=scripts/demo-machine.sh
+. scripts/demo-machine.sh
+
 # ---- the story --------------------------------------------------------------
 
 begin=$(now)
@@ -387,6 +394,8 @@ job
 jq -r '.extra | fromjson | "   \(.points) points, \(.blobs) blobs, \(.chunks) chunks, \(.nodes) nodes, \(.bytes_read) bytes read"' "$answer"
 expect "the number of damages found" "$(jq -r '.extra | fromjson | .damage | length' "$answer")" 0
 cli scrub
+
+machine_story
 
 step "Done"
 echo "   $compared comparisons, all equal; repository $(human "$(du -sB1 "$data" | cut -f1)") on disk (the clone included); $(since "$begin")"

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -44,7 +45,10 @@ func TestScripts(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			env.Defer(func() { _ = os.RemoveAll(folder) })
+			env.Defer(func() {
+				endMachines(folder)
+				_ = os.RemoveAll(folder)
+			})
 			env.Setenv("D", filepath.Join(folder, "d"))
 			return nil
 		},
@@ -58,6 +62,29 @@ func TestScripts(t *testing.T) {
 			"paper":   paper,
 		},
 	})
+}
+
+// endMachines kills what a script that failed left running: machines outlive
+// their server.
+func endMachines(folder string) {
+	files, err := filepath.Glob(filepath.Join(folder, "d", "machines", "*", "pid"))
+	if err != nil {
+		return // the pattern is right
+	}
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			continue // it ends
+		}
+		pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
+		if err != nil {
+			continue
+		}
+		line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		if err == nil && strings.Contains(string(line), "guest="+filepath.Base(filepath.Dir(f))) {
+			_ = syscall.Kill(pid, syscall.SIGKILL) // or it has ended
+		}
+	}
 }
 
 func exits(ts *testscript.TestScript, neg bool, args []string) {

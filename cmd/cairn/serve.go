@@ -54,6 +54,8 @@ type serveConfig struct {
 	fillRate  int64 // MiB a second
 	scratch   int64 // MiB
 	yield     float64
+	machines  string
+	stopGrace time.Duration
 	logFormat string
 	logLevel  string
 }
@@ -72,6 +74,7 @@ func newServeCommand() *cobra.Command {
                 passphrases, further key files and a recovery key
   volumes/      managed volumes, and nbd.sock, where they are served as block
                 devices to this machine's owner of DIR (volume connect)
+  machines/     instances: what they are made of, their consoles
   index/        dedup index, an accelerator that may be lost
   cairn.sock    the same API for this machine's owner of DIR; only there may
                 paths on the server be named (volume register)
@@ -102,6 +105,8 @@ on SIGTERM or Ctrl-C; jobs that were running go on after the next start.`,
 	f.Int64Var(&c.fillRate, "fill-rate", 200, "MiB a second at which clones and rolled back volumes are filled from the repository; 0: as fast as it goes")
 	f.Int64Var(&c.scratch, "scratch", live.DefaultScratch>>20, "MiB for what is overwritten while snapshots are taken")
 	f.Float64Var(&c.yield, "yield", 6, "while clients are busy, a snapshot rests up to this many times as long as it works, so that they keep the processors; 0: never")
+	f.StringVar(&c.machines, "machines", "auto", "what runs instances: qemu, none, or auto, which is qemu where it is installed")
+	f.DurationVar(&c.stopGrace, "stop-grace", service.DefaultStopGrace, "how long a guest may take to end before it is ended")
 	f.StringVar(&c.logFormat, "log-format", "text", "text or json")
 	f.StringVar(&c.logLevel, "log-level", "info", "debug, info, warn or error")
 	return cmd
@@ -125,6 +130,10 @@ func (c serveConfig) check() error {
 		return errs.New(errs.Invalid, "--fill-rate must be 0 to 1048576 and --scratch at least 1, both in MiB")
 	case !(c.yield >= 0 && c.yield <= 1000):
 		return errs.New(errs.Invalid, "--yield must be 0 to 1000")
+	case c.machines != machinesAuto && c.machines != machinesQEMU && c.machines != machinesNone:
+		return errs.New(errs.Invalid, "--machines %q is unknown; say qemu, none or auto", c.machines)
+	case c.stopGrace < time.Second || c.stopGrace > time.Hour:
+		return errs.New(errs.Invalid, "--stop-grace must be 1s to 1h")
 	case c.reserve < 0 || c.reserve > 1<<20 || c.lowSpace < 0 || c.lowSpace > 1<<40:
 		return errs.New(errs.Invalid, "--reserve must be 0 to 1048576 and --low-space not negative, both in MiB")
 	}
@@ -312,7 +321,15 @@ func (c serveConfig) open(ctx context.Context, dir string, server *nbd.Server, l
 	if err != nil {
 		return nil, closers, err
 	}
+	machines, none, err := c.openMachines(filepath.Join(dir, "machines"), log)
+	if err != nil {
+		return nil, closers, err
+	}
+	if machines != nil {
+		opened(machines)
+	}
 	svc, err = service.New(ctx, service.Config{
+		Compute: machines, NoMachines: none, StopGrace: c.stopGrace,
 		Store: rows, Refused: rows.Refusal(), Engine: e,
 		Drivers: map[string]volume.Driver{service.DriverManaged: managed, service.DriverRegistered: registered, service.DriverNBD: exports},
 		Live:    managed, FillRate: c.fillRate << 20,

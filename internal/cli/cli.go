@@ -68,7 +68,7 @@ func New(cfg Config) *cobra.Command {
 	}
 	a := &app{Config: cfg, output: outputTable}
 	root := group("cairn", "Snapshots of block volumes: take, roll back, clone, export, check",
-		a.volumeCommand(), a.snapshotCommand(), a.jobCommand(), a.scrubCommand(), a.repoCommand(), a.versionCommand(), exitCodesTopic())
+		a.volumeCommand(), a.instanceCommand(), a.imageCommand(), a.snapshotCommand(), a.jobCommand(), a.scrubCommand(), a.repoCommand(), a.versionCommand(), exitCodesTopic())
 	root.Long = `Cairn takes full and incremental points of block volumes, keeps them
 deduplicated, compressed and encrypted, and rolls back, clones or exports
 any of them at once.

@@ -74,6 +74,38 @@ func (a *app) completeSnapshots(high int) completer {
 	})
 }
 
+func (a *app) completeInstances(high int) completer {
+	return a.complete(high, func(ctx context.Context, c *client.Client, word string) ([]candidate, error) {
+		p, err := c.Instances(ctx, client.InstanceFilter{Search: word, Limit: 100})
+		var found []candidate
+		for _, i := range p.Instances {
+			found = append(found, candidate{i.ID, i.Name, i.Status})
+		}
+		return found, err
+	})
+}
+
+func (a *app) completeImages(high int) completer {
+	return a.complete(high, func(ctx context.Context, c *client.Client, word string) ([]candidate, error) {
+		p, err := c.Images(ctx, client.ImageFilter{Search: word, Limit: 100})
+		var found []candidate
+		for _, i := range p.Images {
+			found = append(found, candidate{i.ID, i.Name, formatBytes(i.SizeBytes)})
+		}
+		return found, err
+	})
+}
+
+// completeResources offers volumes and instances.
+func (a *app) completeResources(high int) completer {
+	volumes, instances := a.completeVolumes(high), a.completeInstances(high)
+	return func(cmd *cobra.Command, args []string, word string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		some, how := volumes(cmd, args, word)
+		more, _ := instances(cmd, args, word)
+		return append(some, more...), how
+	}
+}
+
 func (a *app) completeJobs(unfinished bool) completer {
 	return a.complete(1, func(ctx context.Context, c *client.Client, _ string) ([]candidate, error) {
 		f := client.JobFilter{Limit: 100}

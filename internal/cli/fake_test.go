@@ -52,6 +52,7 @@ func (f *fake) handler(local bool) http.Handler {
 	mux := http.NewServeMux()
 	for pattern, do := range map[string]func(r *http.Request) any{
 		"GET /volumes":                                f.listVolumes,
+		"GET /instances":                              func(*http.Request) any { return client.InstancePage{Instances: []client.Instance{}} },
 		"POST /volumes":                               f.createVolume,
 		"POST /volumes/import":                        f.importVolume,
 		"POST /volumes/resize":                        f.resizeVolumes,

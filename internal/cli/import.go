@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 
@@ -16,13 +17,53 @@ import (
 	"cairn/internal/qcow2"
 )
 
+// importing sends content to become an object of size bytes.
+type importing struct {
+	stream func(ctx context.Context, size int64, r io.Reader) (client.Job, error)
+	sparse func(ctx context.Context, size int64, r client.Sparse) (client.Job, error)
+}
+
 func (a *app) volumeImport() *cobra.Command {
-	var in client.ImportVolume
-	var format, size string
+	var volumeType int
+	cmd := a.importCommand("volume", "a volume", func(c *client.Client, name string) importing {
+		in := client.ImportVolume{Name: name, Type: volumeType}
+		return importing{
+			stream: func(ctx context.Context, size int64, r io.Reader) (client.Job, error) {
+				in.SizeBytes = size
+				return c.ImportVolume(ctx, in, r)
+			},
+			sparse: func(ctx context.Context, size int64, r client.Sparse) (client.Job, error) {
+				in.SizeBytes = size
+				return c.ImportSparse(ctx, in, r)
+			},
+		}
+	})
+	cmd.Flags().IntVar(&volumeType, "type", 0, "volume type `N`")
+	return cmd
+}
+
+func (a *app) imageImport() *cobra.Command {
+	return a.importCommand("image", "an image", func(c *client.Client, name string) importing {
+		in := client.ImportImage{Name: name}
+		return importing{
+			stream: func(ctx context.Context, size int64, r io.Reader) (client.Job, error) {
+				in.SizeBytes = size
+				return c.ImportImage(ctx, in, r)
+			},
+			sparse: func(ctx context.Context, size int64, r client.Sparse) (client.Job, error) {
+				in.SizeBytes = size
+				return c.ImportSparseImage(ctx, in, r)
+			},
+		}
+	})
+}
+
+func (a *app) importCommand(kind, made string, into func(c *client.Client, name string) importing) *cobra.Command {
+	var name, format, size string
 	var wait bool
 	cmd := &cobra.Command{
-		Use: "import FILE --name NAME", Short: "Make a volume with the content of a raw or qcow2 file, a device or stdin", Args: arity(1, 1),
-		Long: `Make a volume with the content of a raw file, a qcow2 file or a block device,
+		Use: "import FILE --name NAME", Short: "Make " + made + " with the content of a raw or qcow2 file, a device or stdin", Args: arity(1, 1),
+		Long: "Make " + made + ` with the content of a raw file, a qcow2 file or a block device,
 which is read here, where the command runs. Holes are not sent.
 
 A file that begins as qcow2 files do is read as one: versions 2 and 3, with
@@ -32,10 +73,10 @@ do. The first bytes of a raw disk are its owner's to choose: say --format raw
 for one from somebody you do not trust.
 
 With - stdin is read, whose exact length --size must tell. It must be raw.`,
-		Example: "  cairn volume import disk.raw --name disk\n  cairn volume import disk.qcow2 --name disk --wait\n  zcat disk.raw.gz | cairn volume import - --size 10 --name disk",
+		Example: fmt.Sprintf("  cairn %s import disk.raw --name disk\n  cairn %s import disk.qcow2 --name disk --wait\n  zcat disk.raw.gz | cairn %s import - --size 10 --name disk", kind, kind, kind),
 		RunE: a.run(func(ctx context.Context, s *session, args []string) error {
 			switch {
-			case in.Name == "":
+			case name == "":
 				return s.usage("--name is needed")
 			case format != "" && client.Format(format) != client.Raw && client.Format(format) != client.Qcow2:
 				return s.usage("--format is raw or qcow2, not %q", format)
@@ -44,7 +85,7 @@ With - stdin is read, whose exact length --size must tell. It must be raw.`,
 			if args[0] == "-" {
 				send = s.importStdin
 			}
-			j, err := send(ctx, in, args[0], client.Format(format), size)
+			j, err := send(ctx, into(s.client, name), args[0], client.Format(format), size)
 			if err != nil {
 				return err
 			}
@@ -52,8 +93,7 @@ With - stdin is read, whose exact length --size must tell. It must be raw.`,
 		}),
 	}
 	f := cmd.Flags()
-	f.StringVar(&in.Name, "name", "", "`NAME` of the volume")
-	f.IntVar(&in.Type, "type", 0, "volume type `N`")
+	f.StringVar(&name, "name", "", "`NAME` of the "+kind)
 	f.StringVar(&format, "format", "", "`FORMAT` of the file: raw or qcow2 (default: what its first bytes say)")
 	f.StringVar(&size, "size", "", "exact `SIZE` of stdin in GB (2^30), or with a unit: 1.5G, 512M, 4096B")
 	waitFlag(cmd, &wait)
@@ -61,7 +101,7 @@ With - stdin is read, whose exact length --size must tell. It must be raw.`,
 	return cmd
 }
 
-func (s *session) importStdin(ctx context.Context, in client.ImportVolume, path string, format client.Format, size string) (client.Job, error) {
+func (s *session) importStdin(ctx context.Context, in importing, path string, format client.Format, size string) (client.Job, error) {
 	stdin := bufio.NewReaderSize(s.In, copyBuffer)
 	if format == "" && size != "" {
 		if head, _ := stdin.Peek(4); qcow2.Is(head) { // what keeps it from being read is told below
@@ -74,17 +114,17 @@ func (s *session) importStdin(ctx context.Context, in client.ImportVolume, path 
 	if size == "" {
 		return client.Job{}, s.usage("stdin does not tell its length: --size is needed")
 	}
-	var err error
-	if in.SizeBytes, err = parseSize(size); err != nil {
+	total, err := parseSize(size)
+	if err != nil {
 		return client.Job{}, s.usage("%s", err)
 	}
 	m := s.newMeter("import " + path)
-	j, err := s.client.ImportVolume(ctx, in, &metered{r: stdin, m: m, total: in.SizeBytes})
+	j, err := in.stream(ctx, total, &metered{r: stdin, m: m, total: total})
 	m.stop(err == nil)
 	return j, err
 }
 
-func (s *session) importFile(ctx context.Context, in client.ImportVolume, path string, format client.Format, size string) (client.Job, error) {
+func (s *session) importFile(ctx context.Context, in importing, path string, format client.Format, size string) (client.Job, error) {
 	if size != "" {
 		return client.Job{}, s.usage("--size is for stdin; a file's size is its own")
 	}
@@ -109,8 +149,7 @@ func (s *session) importFile(ctx context.Context, in client.ImportVolume, path s
 		return client.Job{}, err
 	}
 	m := s.newMeter("import " + path)
-	in.SizeBytes = image.Size()
-	j, err := s.client.ImportSparse(ctx, in, &fileSource{Image: image, f: f, before: before, m: m})
+	j, err := in.sparse(ctx, image.Size(), &fileSource{Image: image, f: f, before: before, m: m})
 	m.stop(err == nil)
 	return j, err
 }

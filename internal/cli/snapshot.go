@@ -12,21 +12,25 @@ import (
 )
 
 func (a *app) snapshotCommand() *cobra.Command {
-	return group("snapshot", "Snapshots: create, list, show, tree, rename, apply, create-volume, serve, export, delete, undelete",
+	return group("snapshot", "Snapshots: create, list, show, tree, rename, apply, create-volume, capture-instance, serve, export, delete, undelete",
 		a.snapshotCreate(), a.snapshotList(), a.snapshotShow(), a.snapshotTree(), a.snapshotRename(),
-		a.snapshotApply(), a.snapshotCreateVolume(), a.snapshotServe(), a.snapshotUnserve(), a.snapshotExport(), a.snapshotDelete(), a.snapshotUndelete())
+		a.snapshotApply(), a.snapshotCreateVolume(), a.snapshotCaptureInstance(), a.snapshotServe(), a.snapshotUnserve(), a.snapshotExport(), a.snapshotDelete(), a.snapshotUndelete())
 }
 
 func (a *app) snapshotCreate() *cobra.Command {
 	var in client.CreateSnapshots
 	var wait bool
 	cmd := &cobra.Command{
-		Use: "create VOLUME... --name NAME", Short: "Take one snapshot of each volume, all at one instant", Args: arity(1, unlimited),
+		Use: "create VOLUME|INSTANCE... --name NAME", Short: "Take one snapshot of each volume or instance, all at one instant", Args: arity(1, unlimited),
 		Long: `Take one snapshot of each volume, all at one instant, all or none. The server
 decides between full and incremental, and says in the job why it took a full
-that nobody asked for; --full asks for one.`,
-		Example:           "  cairn snapshot create data --name before-upgrade --wait\n  cairn snapshot create db-data db-log --name nightly",
-		ValidArgsFunction: a.completeVolumes(unlimited),
+that nobody asked for; --full asks for one.
+
+Of an instance its system disk is taken, while it runs on; name its volumes too
+for the whole machine. Where the guest has an agent its filesystems are brought
+to rest for that moment.`,
+		Example:           "  cairn snapshot create data --name before-upgrade --wait\n  cairn snapshot create web web-data --name nightly",
+		ValidArgsFunction: a.completeResources(unlimited),
 		RunE: a.run(func(ctx context.Context, s *session, args []string) error {
 			if in.Name == "" {
 				return s.usage("--name is needed")
@@ -230,6 +234,8 @@ func (a *app) snapshotApply() *cobra.Command {
 is lost unless a later snapshot has it; later snapshots stay. At most one
 snapshot of each volume. On a terminal the command asks first.
 
+A running instance is stopped, and started again when all is as it was.
+
 A managed volume shows the old state at once, and is filled in the background.
 While clients are connected to it nothing is done; with --force their
 connections end, and the volume is served under a new name (see cairn volume
@@ -287,6 +293,35 @@ cairn volume fill changes that.`,
 	}
 	cmd.Flags().StringVar(&in.VolumeName, "name", "", "`NAME` of the volume")
 	cmd.Flags().BoolVar(&in.OnDemand, "on-demand", false, "leave its bytes in the repository until they are read")
+	waitFlag(cmd, &wait)
+	return cmd
+}
+
+func (a *app) snapshotCaptureInstance() *cobra.Command {
+	var name string
+	var wait bool
+	cmd := &cobra.Command{
+		Use: "capture-instance SNAPSHOT --name NAME", Short: "Make an image of an instance's snapshot", Args: arity(1, 1),
+		Long: `Make an image of an instance's snapshot, from which instances can be run. It
+takes moments and no space, and lives on when the snapshot is deleted.`,
+		Example:           "  cairn snapshot capture-instance nightly --name golden --wait\n  cairn instance run --image golden --name web2",
+		ValidArgsFunction: a.completeSnapshots(1),
+		RunE: a.run(func(ctx context.Context, s *session, args []string) error {
+			if name == "" {
+				return s.usage("--name is needed")
+			}
+			id, err := s.snapshot(ctx, args[0])
+			if err != nil {
+				return err
+			}
+			j, err := s.client.CaptureInstanceFromSnapshot(ctx, id, name)
+			if err != nil {
+				return err
+			}
+			return s.finish(ctx, j, wait)
+		}),
+	}
+	cmd.Flags().StringVar(&name, "name", "", "`NAME` of the image")
 	waitFlag(cmd, &wait)
 	return cmd
 }

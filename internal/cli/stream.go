@@ -64,6 +64,7 @@ content goes to stdout.`,
 type exported struct {
 	Snapshot string        `json:"snapshot_id,omitempty"`
 	Volume   string        `json:"volume_id,omitempty"`
+	Image    string        `json:"image_id,omitempty"`
 	Format   client.Format `json:"format"`
 	File     string        `json:"file"`
 	Bytes    int64         `json:"bytes"`
@@ -100,9 +101,12 @@ func (s *session) export(ctx context.Context, kind, ref string, format client.Fo
 		return err
 	}
 	doc := exported{Format: format, File: to, Bytes: n}
-	if kind == "volume" {
+	switch kind {
+	case "volume":
 		doc.Volume = id
-	} else {
+	case "image":
+		doc.Image = id
+	default:
 		doc.Snapshot = id
 	}
 	if s.output == outputJSON {

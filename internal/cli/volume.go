@@ -14,9 +14,9 @@ import (
 )
 
 func (a *app) volumeCommand() *cobra.Command {
-	return group("volume", "Volumes: create, register, import, export, list, show, wait for, connect, resize, rename, delete",
+	return group("volume", "Volumes: create, register, import, export, list, show, wait for, connect, attach, detach, resize, rename, delete",
 		a.volumeCreate(), a.volumeRegister(), a.volumeImport(), a.volumeExport(), a.volumeList(),
-		a.volumeShow(), a.volumeFill(), a.volumeWait(), a.volumeConnect(), a.volumeResize(), a.volumeRename(), a.volumeDelete())
+		a.volumeShow(), a.volumeFill(), a.volumeWait(), a.volumeConnect(), a.volumeAttach(), a.volumeDetach(), a.volumeResize(), a.volumeRename(), a.volumeDelete())
 }
 
 func (a *app) volumeCreate() *cobra.Command {
@@ -175,7 +175,8 @@ func (s *session) printVolume(v client.Volume) error {
 		{"type", strconv.Itoa(v.Type)},
 		{"driver", v.Driver},
 		{"path", v.Path},
-		{"instance", v.Instance.InstanceID},
+		{"instance", strings.TrimSpace(v.Instance.InstanceID + " " + v.Instance.InstanceName)},
+		{"device", v.Instance.Device},
 		{"connect", strings.Join(v.NBDURIs, " ")},
 		{"clients", count(v.Clients)},
 		{"missing", missing(v)},
@@ -197,8 +198,10 @@ func (a *app) volumeResize() *cobra.Command {
 	var size string
 	var wait bool
 	cmd := &cobra.Command{
-		Use: "resize VOLUME... --size SIZE", Short: "Make volumes larger", Args: arity(1, unlimited),
-		ValidArgsFunction: a.completeVolumes(unlimited),
+		Use: "resize VOLUME|INSTANCE... --size SIZE", Short: "Make volumes, or the disks of instances, larger", Args: arity(1, unlimited),
+		Long: `Make volumes, or the system disks of instances, larger. The new end is zeros. A
+guest that runs sees the new size after a restart.`,
+		ValidArgsFunction: a.completeResources(unlimited),
 		RunE: a.run(func(ctx context.Context, s *session, args []string) error {
 			if size == "" {
 				return s.usage("--size is needed")
@@ -207,7 +210,7 @@ func (a *app) volumeResize() *cobra.Command {
 			if err != nil {
 				return s.usage("%s", err)
 			}
-			ids, err := s.volumes(ctx, args...)
+			ids, err := s.resources(ctx, args...)
 			if err != nil {
 				return err
 			}

@@ -65,7 +65,8 @@ func (s State) String() string {
 	return "unknown"
 }
 
-// Machine is one that a driver knows.
+// Machine is one that a driver knows. Of one whose description is damaged only
+// the id and the state are told.
 type Machine struct {
 	Spec
 	State State
@@ -76,7 +77,7 @@ type Machine struct {
 // Capabilities are a driver's optional powers, as data.
 type Capabilities struct {
 	Run          bool   // Define and Delete work
-	Acceleration string // kvm, tcg; "": somebody else's choice
+	Acceleration string // kvm, tcg; "": somebody else's choice, or not known before the first Start
 }
 
 // Stop tells how a machine came to be stopped.

@@ -73,6 +73,34 @@ func (g *garden) grow() {
 	g.points = append(g.points, p)
 }
 
+// copy makes a point of its own of one that is there, as an image is made.
+func (g *garden) copy() {
+	g.t.Helper()
+	ps := g.alive(func(p *plant) bool { return !p.bin })
+	if len(ps) == 0 {
+		return
+	}
+	of := ps[g.rnd.IntN(len(ps))]
+	reg := newRegistry()
+	s, err := g.e.OpenSession(g.t.Context(), "copy", 1, reg)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	defer s.Close()
+	c, err := s.Copy(g.t.Context(), g.spec(nil, nil).Meta, of.ref)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	if len(reg.packs) != 1 || len(s.Hits()) != 0 || c.SourceBytes != int64(len(of.content)) {
+		g.t.Fatalf("the copy of %s stored %v and hit %v: %+v", of.ref.Snapshot, reg.packs, s.Hits(), c)
+	}
+	g.commit(s, reg)
+	for id := range reg.packs {
+		g.live[id] = true
+	}
+	g.points = append(g.points, &plant{ref: c.Ref, disk: -1, content: of.content})
+}
+
 func (g *garden) alive(also func(*plant) bool) []*plant {
 	return slices.DeleteFunc(slices.Clone(g.points), func(p *plant) bool { return p.dead || !also(p) })
 }
@@ -281,7 +309,7 @@ func TestPruneNeverLosesAPoint(t *testing.T) {
 			t.Parallel()
 			g := newGarden(t, seed)
 			for range 30 {
-				switch what := g.rnd.IntN(8); {
+				switch what := g.rnd.IntN(9); {
 				case what < 4 || len(g.alive(all)) == 0:
 					g.grow()
 				case what == 4:
@@ -293,6 +321,8 @@ func TestPruneNeverLosesAPoint(t *testing.T) {
 						g.remove(ps[g.rnd.IntN(len(ps))], true)
 					}
 				case what == 6:
+					g.copy()
+				case what == 7:
 					g.prune()
 					g.check("a prune")
 				default:

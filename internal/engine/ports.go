@@ -35,6 +35,10 @@ type Session interface {
 	// was read, and what need not be, is released: another capture takes another
 	// Source.
 	Capture(ctx context.Context, spec CaptureSpec, progress Progress) (Captured, error)
+	// Copy makes a point durable that has the whole content of another, as a
+	// full, without reading it: only the manifest is new. meta.SizeBytes is the
+	// other's. It counts as a capture.
+	Copy(ctx context.Context, meta PointMeta, of PointRef) (Captured, error)
 	// Hits lists the packs that the captures refer to beyond what they
 	// inherited. The committing transaction must take them into use.
 	Hits() []string

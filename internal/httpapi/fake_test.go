@@ -13,6 +13,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -58,6 +59,9 @@ type fake struct {
 	feed    chan job.Job
 	page    service.SnapshotPage
 	vols    service.VolumePage
+	ins     service.InstancePage
+	imgs    service.SnapshotPage
+	console string
 	jobs    []job.Job
 	job     job.Job
 	plan    service.DeletePlan
@@ -81,7 +85,25 @@ func newFake() *fake {
 			ID: "vol-AAAAAAAA", Zone: "ac1", Name: "root", Type: 2, Driver: "registered", Path: pathKey, Identity: "dev:1",
 			SizeBytes: 3<<30 + 1, Status: service.VolumeAvailable, CreateTime: instant, StatusTime: instant,
 		}}}},
-		plan: service.DeletePlan{IDs: []chain.ID{"ss-BBBBBBBB", "ss-AAAAAAAA"}, FreedBytes: 4096},
+		ins: service.InstancePage{Total: 2, Instances: []service.Instance{{
+			VolumeView: service.VolumeView{
+				Volume: service.Volume{
+					ID: "ins-AAAAAAAA", Zone: "ac1", Name: "web", Driver: "managed", SizeBytes: 1<<30 + 1, Status: service.VolumeInUse,
+					CreateTime: instant, StatusTime: instant, InstanceID: "ins-AAAAAAAA", Device: "vda", CPUs: 2, Memory: 512 << 20, Image: "img-AAAAAAAA",
+				},
+				Export: service.Export{URIs: []string{"nbd+unix:///x", "nbd://h/x"}, Missing: 5},
+			},
+			State: service.InstanceRunning, ImageName: "golden",
+			Volumes: []service.Volume{{ID: "vol-AAAAAAAA", Name: "data", Device: "vdb", SizeBytes: 7}},
+		}}},
+		imgs: service.SnapshotPage{Total: 4, Snapshots: []service.SnapshotView{{Progress: 1, Snapshot: service.Snapshot{
+			Point: chain.Point{
+				ID: "img-AAAAAAAA", ResourceID: "img-AAAAAAAA", RootID: "img-AAAAAAAA", Full: true, Status: chain.Available, VirtualSize: 1<<30 + 1, SizeBytes: 77,
+			},
+			Zone: "ac1", Name: "golden", CreateTime: instant, StatusTime: instant, ResourceType: service.ResourceImage, Reason: "it was imported",
+		}}}},
+		console: "login:",
+		plan:    service.DeletePlan{IDs: []chain.ID{"ss-BBBBBBBB", "ss-AAAAAAAA"}, FreedBytes: 4096},
 	}
 }
 
@@ -228,7 +250,12 @@ func (f *fake) ImportVolume(ctx context.Context, in service.ImportVolume) (job.J
 	if err := f.record(ctx, "ImportVolume", id, in); err != nil {
 		return job.Job{}, err
 	}
-	f.stored, f.ranges = make([]byte, in.SizeBytes), nil
+	return f.store(stream, in.SizeBytes)
+}
+
+// store reads what an import sends.
+func (f *fake) store(stream service.Inflow, size int64) (job.Job, error) {
+	f.stored, f.ranges = make([]byte, size), nil
 	for {
 		r, err := stream.Next()
 		if err != nil || r.Len == 0 {
@@ -267,6 +294,92 @@ func (f *fake) ResizeVolumes(ctx context.Context, in service.ResizeVolumes) (job
 	var id string
 	in.Origin, id = origin(in.Origin)
 	return f.job, f.record(ctx, "ResizeVolumes", id, in)
+}
+
+func (f *fake) AttachVolumes(ctx context.Context, in service.AttachVolumes) (job.Job, error) {
+	var id string
+	in.Origin, id = origin(in.Origin)
+	return f.job, f.record(ctx, "AttachVolumes", id, in)
+}
+
+func (f *fake) DetachVolumes(ctx context.Context, in service.DetachVolumes) (job.Job, error) {
+	var id string
+	in.Origin, id = origin(in.Origin)
+	return f.job, f.record(ctx, "DetachVolumes", id, in)
+}
+
+func (f *fake) Instances(ctx context.Context, in service.InstanceFilter) (service.InstancePage, error) {
+	return f.ins, f.record(ctx, "Instances", "", in)
+}
+
+func (f *fake) RunInstances(ctx context.Context, in service.RunInstances) (job.Job, error) {
+	var id string
+	in.Origin, id = origin(in.Origin)
+	return f.job, f.record(ctx, "RunInstances", id, in)
+}
+
+// instances records a call about a set of instances.
+func (f *fake) instances(ctx context.Context, name string, in service.InstanceSet) (job.Job, error) {
+	var id string
+	in.Origin, id = origin(in.Origin)
+	return f.job, f.record(ctx, name, id, in)
+}
+
+func (f *fake) StartInstances(ctx context.Context, in service.InstanceSet) (job.Job, error) {
+	return f.instances(ctx, "StartInstances", in)
+}
+
+func (f *fake) StopInstances(ctx context.Context, in service.InstanceSet) (job.Job, error) {
+	return f.instances(ctx, "StopInstances", in)
+}
+
+func (f *fake) RestartInstances(ctx context.Context, in service.InstanceSet) (job.Job, error) {
+	return f.instances(ctx, "RestartInstances", in)
+}
+
+func (f *fake) DeleteInstances(ctx context.Context, in service.InstanceSet) (job.Job, error) {
+	return f.instances(ctx, "DeleteInstances", in)
+}
+
+func (f *fake) RenameInstances(ctx context.Context, in service.Rename) error {
+	var id string
+	in.Origin, id = origin(in.Origin)
+	return f.record(ctx, "RenameInstances", id, in)
+}
+
+func (f *fake) InstanceConsole(ctx context.Context, zone, id string, off int64) (io.ReadCloser, error) {
+	return io.NopCloser(strings.NewReader(f.console)), f.record(ctx, "InstanceConsole", "", fmt.Sprintf("%s/%s %d", zone, id, off))
+}
+
+func (f *fake) Images(ctx context.Context, in service.ImageFilter) (service.SnapshotPage, error) {
+	return f.imgs, f.record(ctx, "Images", "", in)
+}
+
+func (f *fake) ImportImage(ctx context.Context, in service.ImportImage) (job.Job, error) {
+	var id string
+	in.Origin, id = origin(in.Origin)
+	stream := in.Stream
+	in.Stream = nil
+	if err := f.record(ctx, "ImportImage", id, in); err != nil {
+		return job.Job{}, err
+	}
+	return f.store(stream, in.SizeBytes)
+}
+
+func (f *fake) ExportImage(ctx context.Context, zone, id string) (service.Image, error) {
+	return f.image, f.record(ctx, "ExportImage", "", zone+"/"+id)
+}
+
+func (f *fake) DeleteImages(ctx context.Context, in service.ImageSet) (job.Job, error) {
+	var id string
+	in.Origin, id = origin(in.Origin)
+	return f.job, f.record(ctx, "DeleteImages", id, in)
+}
+
+func (f *fake) RenameImages(ctx context.Context, in service.Rename) error {
+	var id string
+	in.Origin, id = origin(in.Origin)
+	return f.record(ctx, "RenameImages", id, in)
 }
 
 func (f *fake) Job(ctx context.Context, id string) (job.Job, error) {

@@ -57,6 +57,24 @@ type Service interface {
 	RenameVolumes(ctx context.Context, in service.Rename) error
 	ResizeVolumes(ctx context.Context, in service.ResizeVolumes) (job.Job, error)
 
+	AttachVolumes(ctx context.Context, in service.AttachVolumes) (job.Job, error)
+	DetachVolumes(ctx context.Context, in service.DetachVolumes) (job.Job, error)
+
+	Instances(ctx context.Context, f service.InstanceFilter) (service.InstancePage, error)
+	RunInstances(ctx context.Context, in service.RunInstances) (job.Job, error)
+	StartInstances(ctx context.Context, in service.InstanceSet) (job.Job, error)
+	StopInstances(ctx context.Context, in service.InstanceSet) (job.Job, error)
+	RestartInstances(ctx context.Context, in service.InstanceSet) (job.Job, error)
+	DeleteInstances(ctx context.Context, in service.InstanceSet) (job.Job, error)
+	RenameInstances(ctx context.Context, in service.Rename) error
+	InstanceConsole(ctx context.Context, zone, id string, off int64) (io.ReadCloser, error)
+
+	Images(ctx context.Context, f service.ImageFilter) (service.SnapshotPage, error)
+	ImportImage(ctx context.Context, in service.ImportImage) (job.Job, error)
+	ExportImage(ctx context.Context, zone, id string) (service.Image, error)
+	DeleteImages(ctx context.Context, in service.ImageSet) (job.Job, error)
+	RenameImages(ctx context.Context, in service.Rename) error
+
 	Job(ctx context.Context, id string) (job.Job, error)
 	Jobs(ctx context.Context, f service.JobFilter) (service.JobPage, error)
 	UnfinishedJobs(ctx context.Context, zone string) ([]job.Job, error)
@@ -110,6 +128,8 @@ func New(cfg Config) (http.Handler, error) {
 	a.huma.UseMiddleware(lenientQuery)
 	a.registerSnapshots()
 	a.registerVolumes()
+	a.registerInstances()
+	a.registerImages()
 	a.registerJobs()
 	a.registerRepository()
 	a.registerStreams()
@@ -123,7 +143,7 @@ func New(cfg Config) (http.Handler, error) {
 // (they add $schema to every answer).
 func humaConfig(version string) huma.Config {
 	c := huma.DefaultConfig("Cairn", version)
-	c.Info.Description = "Points of block volumes: taken, rolled back, cloned and deleted. " +
+	c.Info.Description = "Points of block volumes and of running machines: taken, rolled back, cloned and deleted. " +
 		"/snapshots is an alias of /volume_snapshots everywhere. Any Content-Type is taken as JSON."
 	c.CreateHooks = nil
 	c.OpenAPIPath, c.DocsPath, c.SchemasPath = "", "", ""

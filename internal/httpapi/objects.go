@@ -172,6 +172,7 @@ func newVolumeObject(v service.VolumeView, local bool) volumeObject {
 		Driver: v.Driver, MixedJob: v.MixedJob, Zone: v.Zone,
 		NBDURIs: shownURIs(v.Export, local), Clients: v.Export.Clients, MissingBytes: v.Export.Missing,
 		OnDemand: bit(v.OnDemand),
+		Instance: instanceObject{Device: v.Device, InstanceID: v.InstanceID, InstanceName: v.InstanceName},
 	}
 	if local {
 		o.Path = v.Path

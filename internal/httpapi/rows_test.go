@@ -375,10 +375,7 @@ func routeRows() []row {
 	return []row{
 		missing("404 of the router", "GET", "//nothing"),
 		missing("404 of the root", "GET", "//"),
-		missing("404 below the zone", "GET", "/instances"),
-		missing("404: attach comes later", "POST", "/volumes/vol-A/attach"),
-		missing("404: attach comes later", "POST", "/volumes/attach"),
-		missing("404: detach comes later", "POST", "/volumes/detach"),
+		missing("404 below the zone", "GET", "/routers"),
 		missing("404 below a call", "GET", "/volume_snapshots/apply/more/still"),
 		missing("unknown zone", "GET", "//v2/zone/nowhere/volume_snapshots"),
 		missing("unknown zone, escaped", "GET", "//v2/zone/%61c9/jobs"),

@@ -25,6 +25,8 @@ const stallTimeout = 10 * time.Minute
 
 const (
 	importPath         = "/v2/zone/{zone}/volumes/import"
+	importImagePath    = "/v2/zone/{zone}/images/import"
+	exportImagePath    = "/v2/zone/{zone}/images/{image_id}/export"
 	exportVolumePath   = "/v2/zone/{zone}/volumes/{volume_id}/export"
 	exportSnapshotPath = "/v2/zone/{zone}/volume_snapshots/{snapshot_id}/export"
 	eventPath          = "/v2/zone/{zone}/notifier/stream"
@@ -35,9 +37,9 @@ const (
 func streaming(pattern string) (lasts, sends bool) {
 	_, path, _ := strings.Cut(pattern, " ")
 	switch path {
-	case importPath:
+	case importPath, importImagePath:
 		return true, true
-	case exportVolumePath, exportSnapshotPath, eventPath:
+	case exportVolumePath, exportSnapshotPath, exportImagePath, eventPath:
 		return true, false
 	}
 	return false, false
@@ -258,13 +260,16 @@ func (a *api) registerStreams() {
 	register(a, call{http.MethodGet, exportVolumePath, "exportVolume", "volumes", "Stream a volume's content", 0}, a.exportVolume)
 	register(a, call{http.MethodGet, exportSnapshotPath, "exportSnapshot", "volume_snapshots", "Stream a point's content", 0}, a.exportSnapshot)
 	register(a, call{http.MethodGet, eventPath, "streamEvents", "jobs", "Server-sent events: hb, and message with a job at each change of its status", 0}, a.events)
-	paths := a.huma.OpenAPI().Paths
-	binary := &huma.Schema{Type: huma.TypeString, Format: "binary"}
-	for _, path := range []string{exportVolumePath, exportSnapshotPath} {
-		paths[path].Get.Responses["200"].Content = map[string]*huma.MediaType{"application/octet-stream": {Schema: binary}}
-	}
+	a.documentDownload(exportVolumePath)
+	a.documentDownload(exportSnapshotPath)
 	a.documentSalvage()
-	paths[eventPath].Get.Responses["200"].Content = map[string]*huma.MediaType{"text/event-stream": {Schema: &huma.Schema{Type: huma.TypeString}}}
+	a.huma.OpenAPI().Paths[eventPath].Get.Responses["200"].Content = map[string]*huma.MediaType{"text/event-stream": {Schema: &huma.Schema{Type: huma.TypeString}}}
+}
+
+// documentDownload says that a call answers with content.
+func (a *api) documentDownload(path string) {
+	binary := &huma.Schema{Type: huma.TypeString, Format: "binary"}
+	a.huma.OpenAPI().Paths[path].Get.Responses["200"].Content = map[string]*huma.MediaType{"application/octet-stream": {Schema: binary}}
 }
 
 // documentUpload says that a call's body is a volume's content.

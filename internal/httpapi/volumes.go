@@ -169,28 +169,9 @@ type importQuery struct {
 }
 
 func (a *api) importVolume(ctx context.Context, in *importQuery) (*JobOutput, error) {
-	size, ok, err := in.SizeBytes.int64("size_bytes")
+	open, size, err := upload(ctx, in.SizeBytes)
 	if err != nil {
 		return nil, err
-	}
-	open, sized, err := inflow(requestOf(ctx))
-	if err != nil {
-		return nil, err
-	}
-	sent := requestOf(ctx).length
-	if !sized {
-		sent = -1
-	}
-	switch {
-	case !ok && sent < 0:
-		return nil, badParameter("size_bytes", "size_bytes is missing; send the exact length of the content")
-	case !ok:
-		size = sent
-	case sent >= 0 && sent != size:
-		return nil, badParameter("size_bytes", "size_bytes is %d but the body has %d bytes; send the exact length of the body", size, sent)
-	}
-	if size < 1 {
-		return nil, badParameter("size_bytes", "size_bytes is %d; send at least 1", size)
 	}
 	kind, _, err := in.VolumeType.int64("volume_type")
 	if err != nil {
@@ -200,6 +181,35 @@ func (a *api) importVolume(ctx context.Context, in *importQuery) (*JobOutput, er
 		Origin: in.origin(ctx), Name: in.VolumeName, Type: int(kind), SizeBytes: size, Stream: open(size),
 	})
 	return started(ctx, j, err)
+}
+
+// upload finds out how long the content is that the body holds, and how to read
+// it.
+func upload(ctx context.Context, sizeBytes integer) (open func(size int64) service.Inflow, size int64, err error) {
+	size, ok, err := sizeBytes.int64("size_bytes")
+	if err != nil {
+		return nil, 0, err
+	}
+	open, sized, err := inflow(requestOf(ctx))
+	if err != nil {
+		return nil, 0, err
+	}
+	sent := requestOf(ctx).length
+	if !sized {
+		sent = -1
+	}
+	switch {
+	case !ok && sent < 0:
+		return nil, 0, badParameter("size_bytes", "size_bytes is missing; send the exact length of the content")
+	case !ok:
+		size = sent
+	case sent >= 0 && sent != size:
+		return nil, 0, badParameter("size_bytes", "size_bytes is %d but the body has %d bytes; send the exact length of the body", size, sent)
+	}
+	if size < 1 {
+		return nil, 0, badParameter("size_bytes", "size_bytes is %d; send at least 1", size)
+	}
+	return open, size, nil
 }
 
 // VolumePath is the path parameter of calls about volumes.

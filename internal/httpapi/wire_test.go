@@ -94,7 +94,7 @@ func TestWire(t *testing.T) {
 	f := newFake()
 	s := serve(t, f, nil)
 	doc := document(t, s)
-	for _, table := range [][]row{listRows(), createRows(), deleteRows(), applyRows(), cloneRows(), renameRows(), serveRows(), volumeRows(), jobRows(), routeRows()} {
+	for _, table := range [][]row{listRows(), createRows(), deleteRows(), applyRows(), cloneRows(), renameRows(), serveRows(), volumeRows(), instanceRows(), imageRows(), jobRows(), routeRows()} {
 		for _, r := range table {
 			t.Run(r.says, func(t *testing.T) {
 				r.run(t, f, s, func(method, target string, a answer) { checkDocumented(t, doc, method, target, a) })

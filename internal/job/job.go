@@ -48,6 +48,15 @@ const (
 	ScrubRepository             Action = "ScrubRepository"
 	PruneRepository             Action = "PruneRepository"
 	LeaseResources              Action = "LeaseResources"
+	RunInstances                Action = "RunInstances"
+	StartInstances              Action = "StartInstances"
+	StopInstances               Action = "StopInstances"
+	RestartInstances            Action = "RestartInstances"
+	TerminateInstances          Action = "TerminateInstances"
+	AttachVolumes               Action = "AttachVolumes"
+	DetachVolumes               Action = "DetachVolumes"
+	ImportImage                 Action = "ImportImage"
+	DeleteImages                Action = "DeleteImages"
 )
 
 // Job is one row of the queue.

@@ -118,6 +118,31 @@ func (r *Run) SaveState(ctx context.Context, v any, noCancel bool) error {
 	return r.save(ctx, next, noCancel)
 }
 
+// SaveStateWith makes the handler's notes durable in a transaction of the
+// caller's, which commit runs: it stores raw for the job and whatever belongs to
+// that. The job must be past its point of no return.
+func (r *Run) SaveStateWith(v any, commit func(id string, term int64, raw json.RawMessage) error) error {
+	notes, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("write the notes of job %s: %w", r.ID(), err)
+	}
+	r.mu.Lock()
+	next, j := r.state, r.job
+	r.mu.Unlock()
+	next.Notes = notes
+	raw, err := json.Marshal(next)
+	if err != nil {
+		return fmt.Errorf("write the state of job %s: %w", j.ID, err)
+	}
+	if err := commit(j.ID, j.Term, raw); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.state, r.job.State = next, raw
+	return nil
+}
+
 // saveUndoing makes durable that the job goes back, and how it will end.
 func (r *Run) saveUndoing(ctx context.Context, out Outcome) error {
 	r.mu.Lock()

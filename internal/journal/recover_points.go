@@ -106,6 +106,9 @@ func (r *recovery) checkPoints(ctx context.Context) error {
 // note remembers the newest point of a resource, in case that nothing tells
 // its head.
 func (r *recovery) note(p service.Snapshot) {
+	if p.ResourceType == service.ResourceImage {
+		return // nothing descends from one
+	}
 	if have, ok := r.latest[p.ResourceID]; p.Live() && (!ok || p.SnapshotTime.After(have.SnapshotTime)) {
 		r.latest[p.ResourceID] = p
 	}

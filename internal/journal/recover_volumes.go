@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"cairn/internal/errs"
 	"cairn/internal/service"
@@ -31,7 +32,12 @@ func (r *recovery) writeVolumes(ctx context.Context) error {
 		files[f.ID] = f.SizeBytes
 	}
 	for _, id := range slices.Sorted(maps.Keys(files)) {
-		if _, known := r.volumes[id]; !known {
+		_, known := r.volumes[id]
+		switch {
+		case known:
+		case strings.HasPrefix(id, "img-"):
+			r.volume(service.Volume{ID: id, Zone: r.Zone, SizeBytes: files[id]}, LeftOut, "an image was being imported through it")
+		default:
 			r.unknownVolume(id, files[id])
 		}
 	}
@@ -93,6 +99,10 @@ func (r *recovery) unknownVolume(id string, size int64) {
 	}
 	if p, ok := r.latest[id]; ok {
 		v.Zone, v.Name, v.Type, v.CreateTime = p.Zone, p.ResourceName, p.VolumeType, p.CreateTime
+	}
+	if strings.HasPrefix(id, "ins-") {
+		// What its machine was made of is not known: the least that may start it.
+		v.Status, v.InstanceID, v.Device, v.CPUs, v.Memory = service.VolumeInUse, id, "vda", 1, 1<<30
 	}
 	if !r.Accept {
 		r.volume(v, LeftOut, "nothing says that it was finished; --accept-uncommitted takes it in")

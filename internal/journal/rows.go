@@ -38,6 +38,7 @@ func volumeEntry(v service.Volume) engine.JournalEntry {
 	return engine.JournalEntry{Kind: engine.VolumeEntry, ID: v.ID, Volume: engine.JournalVolume{
 		Driver: v.Driver, SizeBytes: v.SizeBytes, Path: v.Path, Identity: v.Identity, Status: string(v.Status), MixedJob: v.MixedJob,
 		Name: v.Name, Description: v.Description, Type: int64(v.Type), Zone: v.Zone, CreateTime: v.CreateTime, StatusTime: v.StatusTime,
+		Instance: v.InstanceID, Device: v.Device, CPUs: int64(v.CPUs), Memory: v.Memory, Image: v.Image,
 	}}
 }
 
@@ -47,6 +48,6 @@ func volumeOf(e engine.JournalEntry) service.Volume {
 	return service.Volume{
 		ID: e.ID, Zone: v.Zone, Name: v.Name, Description: v.Description, Type: int(v.Type), Driver: v.Driver, Path: v.Path,
 		Identity: v.Identity, SizeBytes: v.SizeBytes, Status: service.VolumeStatus(v.Status), CreateTime: v.CreateTime,
-		StatusTime: v.StatusTime, MixedJob: v.MixedJob,
+		StatusTime: v.StatusTime, MixedJob: v.MixedJob, InstanceID: v.Instance, Device: v.Device, CPUs: int(v.CPUs), Memory: v.Memory, Image: v.Image,
 	}
 }

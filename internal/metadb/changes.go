@@ -65,9 +65,5 @@ func (t *tx) VolumesAfter(id string, limit int) ([]service.Volume, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list volumes by id: %w", explain(err))
 	}
-	out := make([]service.Volume, len(rows))
-	for i, r := range rows {
-		out[i] = r.volume()
-	}
-	return out, nil
+	return toVolumes(rows), nil
 }

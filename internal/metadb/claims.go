@@ -113,14 +113,26 @@ func (db *DB) SaveState(ctx context.Context, id string, term int64, state json.R
 		if noCancel && !row.NoCancel && row.CancelRequested {
 			return fmt.Errorf("job %s: %w", id, job.ErrCancelled)
 		}
-		row.State = string(state)
 		row.NoCancel = row.NoCancel || noCancel
-		_, err = t.db.NewUpdate().Model(&row).Column("state", "no_cancel").WherePK().Exec(t.ctx)
-		if err != nil {
-			return fmt.Errorf("save the state of job %s: %w", id, explain(err))
-		}
-		return nil
+		return t.saveState(row, state)
 	})
+}
+
+func (t *tx) saveState(row jobRow, state json.RawMessage) error {
+	row.State = string(state)
+	_, err := t.db.NewUpdate().Model(&row).Column("state", "no_cancel").WherePK().Exec(t.ctx)
+	if err != nil {
+		return fmt.Errorf("save the state of job %s: %w", row.ID, explain(err))
+	}
+	return nil
+}
+
+func (t *tx) SaveJobState(id string, term int64, state json.RawMessage) error {
+	row, err := t.owned(id, term)
+	if err != nil {
+		return err
+	}
+	return t.saveState(row, state)
 }
 
 // RequestCancel marks a job that has not ended and may still be cancelled.

@@ -1,6 +1,7 @@
 package metadb
 
 import (
+	"strings"
 	"time"
 
 	"github.com/uptrace/bun"
@@ -43,6 +44,11 @@ type volumeRow struct {
 	StatusTime  int64
 	MixedJob    string
 	OnDemand    bool
+	InstanceID  string
+	Device      string
+	CPUs        int `bun:"cpus"`
+	Memory      int64
+	Image       string
 	SearchKey   string
 }
 
@@ -52,7 +58,8 @@ func volumeToRow(v service.Volume) volumeRow {
 		Type: v.Type, Driver: v.Driver, Path: v.Path, Identity: v.Identity,
 		SizeBytes: v.SizeBytes, Status: v.Status, Transition: v.Transition,
 		CreateTime: micros(v.CreateTime), StatusTime: micros(v.StatusTime),
-		MixedJob: v.MixedJob, OnDemand: v.OnDemand, SearchKey: searchKey(v.ID, v.Name),
+		MixedJob: v.MixedJob, OnDemand: v.OnDemand, InstanceID: v.InstanceID, Device: v.Device,
+		CPUs: v.CPUs, Memory: v.Memory, Image: v.Image, SearchKey: searchKey(v.ID, v.Name),
 	}
 }
 
@@ -62,7 +69,8 @@ func (r volumeRow) volume() service.Volume {
 		Type: r.Type, Driver: r.Driver, Path: r.Path, Identity: r.Identity,
 		SizeBytes: r.SizeBytes, Status: r.Status, Transition: r.Transition,
 		CreateTime: fromMicros(r.CreateTime), StatusTime: fromMicros(r.StatusTime),
-		MixedJob: r.MixedJob, OnDemand: r.OnDemand,
+		MixedJob: r.MixedJob, OnDemand: r.OnDemand, InstanceID: r.InstanceID, Device: r.Device,
+		CPUs: r.CPUs, Memory: r.Memory, Image: r.Image,
 	}
 }
 
@@ -107,12 +115,27 @@ type snapshotRow struct {
 	BinClock     int64
 }
 
+// imageShelf is put before the zone of images: counters, search blocks and
+// pages, which all go by zone, then keep them apart from snapshots. No zone
+// has a slash.
+const imageShelf = "image/"
+
+// shelf is the zone column's word for a zone; "" stays any.
+func shelf(zone string, image bool) string {
+	if image && zone != "" {
+		return imageShelf + zone
+	}
+	return zone
+}
+
+func isImage(id string) bool { return strings.HasPrefix(id, "img-") }
+
 func snapshotToRow(s service.Snapshot) snapshotRow {
 	return snapshotRow{
 		ID: s.ID, ResourceID: s.ResourceID, ParentID: s.ParentID, RootID: s.RootID,
 		IsFull: s.Full, Status: s.Status, Damaged: s.Damaged, IsHead: s.IsHead,
 		VirtualSize: s.VirtualSize, SizeBytes: s.SizeBytes, SnapshotTime: micros(s.SnapshotTime),
-		Zone: s.Zone, Name: s.Name, Description: s.Description, Transition: s.Transition,
+		Zone: shelf(s.Zone, isImage(s.ID)), Name: s.Name, Description: s.Description, Transition: s.Transition,
 		CreateTime: micros(s.CreateTime), StatusTime: micros(s.StatusTime),
 		IsTaken: s.IsTaken, HeadChain: s.HeadChain,
 		ResourceType: s.ResourceType, ResourceName: s.ResourceName, VolumeType: s.VolumeType,
@@ -131,7 +154,7 @@ func (r snapshotRow) snapshot() service.Snapshot {
 			Full: r.IsFull, Status: r.Status, Damaged: r.Damaged, IsHead: r.IsHead,
 			VirtualSize: r.VirtualSize, SizeBytes: r.SizeBytes, SnapshotTime: fromMicros(r.SnapshotTime),
 		},
-		Zone: r.Zone, Name: r.Name, Description: r.Description, Transition: r.Transition,
+		Zone: strings.TrimPrefix(r.Zone, imageShelf), Name: r.Name, Description: r.Description, Transition: r.Transition,
 		CreateTime: fromMicros(r.CreateTime), StatusTime: fromMicros(r.StatusTime),
 		IsTaken: r.IsTaken, HeadChain: r.HeadChain,
 		ResourceType: r.ResourceType, ResourceName: r.ResourceName, VolumeType: r.VolumeType,

@@ -19,6 +19,7 @@ import (
 // resource or a root are counted by counters and walked in an index; what is
 // left, combinations over short lists, is left to the database.
 func (t *tx) Snapshots(f service.SnapshotFilter) ([]service.Snapshot, int, error) {
+	f.Zone = shelf(f.Zone, f.Images)
 	f.Offset = min(max(f.Offset, 0), math.MaxInt32) // so that sums stay in range
 	f.Limit = min(max(f.Limit, 0), math.MaxInt32)
 	if len(f.IDs) > 0 {

@@ -36,11 +36,11 @@ func (t *tx) Snapshot(zone, id string) (service.Snapshot, error) {
 	var row snapshotRow
 	q := t.db.NewSelect().Model(&row).Where("id = ?", id)
 	if zone != "" {
-		q = q.Where("zone = ?", zone)
+		q = q.Where("zone = ?", shelf(zone, isImage(id)))
 	}
 	err := q.Scan(t.ctx)
 	if errors.Is(err, sql.ErrNoRows) {
-		return service.Snapshot{}, errs.New(errs.NotFound, "snapshot %s does not exist", id)
+		return service.Snapshot{}, errs.New(errs.NotFound, "%s %s does not exist", noun(id), id)
 	}
 	if err != nil {
 		return service.Snapshot{}, fmt.Errorf("read snapshot %s: %w", id, explain(err))
@@ -125,6 +125,7 @@ func (t *tx) livePoints(after string) *bun.SelectQuery {
 func (t *tx) ExpiredPoints(binClock int64, limit int) ([]service.Snapshot, error) {
 	var rows []snapshotRow
 	err := t.db.NewSelect().Model(&rows).Where("status = 'deleted'").Where("bin_clock <= ?", binClock).
+		Where("NOT EXISTS (SELECT 1 FROM pins WHERE snapshot_id = snapshot_row.id)").
 		OrderExpr("bin_clock, id").Limit(int64(limit)).Scan(t.ctx)
 	if err != nil {
 		return nil, fmt.Errorf("list expired points: %w", explain(err))

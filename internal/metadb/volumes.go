@@ -4,6 +4,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/uptrace/bun"
 
@@ -36,12 +37,22 @@ func (t *tx) Volume(zone, id string) (service.Volume, error) {
 	}
 	err := q.Scan(t.ctx)
 	if errors.Is(err, sql.ErrNoRows) {
-		return service.Volume{}, errs.New(errs.NotFound, "volume %s does not exist", id)
+		return service.Volume{}, errs.New(errs.NotFound, "%s %s does not exist", noun(id), id)
 	}
 	if err != nil {
 		return service.Volume{}, fmt.Errorf("read volume %s: %w", id, explain(err))
 	}
 	return row.volume(), nil
+}
+
+// noun is what an id names, for people.
+func noun(id string) string {
+	for prefix, noun := range map[string]string{"ss-": "snapshot", "ins-": "instance", "img-": "image"} {
+		if strings.HasPrefix(id, prefix) {
+			return noun
+		}
+	}
+	return "volume"
 }
 
 func (t *tx) UpdateVolume(v service.Volume) error {
@@ -69,6 +80,11 @@ func (t *tx) Volumes(f service.VolumeFilter) ([]service.Volume, int, error) {
 	where := func(q *bun.SelectQuery) *bun.SelectQuery {
 		if f.Zone != "" {
 			q = q.Where("zone = ?", f.Zone)
+		}
+		if f.Instances {
+			q = q.Where("substr(id, 1, 4) = 'ins-'")
+		} else {
+			q = q.Where("substr(id, 1, 4) <> 'ins-'")
 		}
 		if len(f.IDs) > 0 {
 			q = q.Where("id IN (?)", bun.List(f.IDs))
@@ -101,11 +117,25 @@ func (t *tx) Volumes(f service.VolumeFilter) ([]service.Volume, int, error) {
 	if err != nil {
 		return nil, 0, fmt.Errorf("list volumes: %w", explain(err))
 	}
+	return toVolumes(rows), total, nil
+}
+
+func (t *tx) VolumesOf(instanceID string) ([]service.Volume, error) {
+	var rows []volumeRow
+	err := t.db.NewSelect().Model(&rows).Where("instance_id = ?", instanceID).Where("instance_id <> ''").
+		Where("status <> ?", service.VolumeCeased).OrderExpr("id <> instance_id, device, id").Scan(t.ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list the volumes of %s: %w", instanceID, explain(err))
+	}
+	return toVolumes(rows), nil
+}
+
+func toVolumes(rows []volumeRow) []service.Volume {
 	out := make([]service.Volume, len(rows))
 	for i, r := range rows {
 		out[i] = r.volume()
 	}
-	return out, total, nil
+	return out
 }
 
 func (t *tx) VolumeByIdentity(identity, path string) (service.Volume, bool, error) {

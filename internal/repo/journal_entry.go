@@ -12,7 +12,7 @@ import (
 // EntryKind says what an entry of the journal is about (FORMAT.md §11).
 type EntryKind uint8
 
-// Entry kinds. 3, images, is reserved.
+// Entry kinds. Machines are volumes, images are points (FORMAT.md §11).
 const (
 	PointEntry  EntryKind = 1
 	VolumeEntry EntryKind = 2
@@ -82,6 +82,12 @@ type JournalVolume struct {
 	Zone        string
 	CreateTime  time.Time
 	StatusTime  time.Time
+
+	Instance string // the machine that has it; of a system disk its own id
+	Device   string
+	CPUs     int64 // of a system disk's machine
+	Memory   int64 // likewise, bytes
+	Image    string
 }
 
 // entryHeader precedes an entry's fields: length, kind, removed.
@@ -176,6 +182,11 @@ func (v *JournalVolume) write(w *fieldWriter, id string) {
 	w.opt(0x0013, v.Zone)
 	w.optTime(0x0014, v.CreateTime)
 	w.optTime(0x0015, v.StatusTime)
+	w.opt(0x0016, v.Instance)
+	w.opt(0x0017, v.Device)
+	w.optNum(0x0018, v.CPUs)
+	w.optNum(0x0019, v.Memory)
+	w.opt(0x001a, v.Image)
 	w.str(0x8001, id)
 	w.str(0x8002, v.Driver)
 	w.num(0x8003, v.SizeBytes)
@@ -189,6 +200,8 @@ func (v *JournalVolume) read(d *fieldReader) {
 	v.Name, v.Description = d.opt(0x0010), d.opt(0x0011)
 	v.Type, v.Zone = d.optNum(0x0012), d.opt(0x0013)
 	v.CreateTime, v.StatusTime = d.optTime(0x0014), d.optTime(0x0015)
+	v.Instance, v.Device = d.opt(0x0016), d.opt(0x0017)
+	v.CPUs, v.Memory, v.Image = d.optNum(0x0018), d.optNum(0x0019), d.opt(0x001a)
 	v.Driver, v.SizeBytes = d.str(0x8002), d.num(0x8003)
 	v.Path, v.Identity = d.str(0x8004), d.str(0x8005)
 	v.Status, v.MixedJob = d.str(0x8006), d.str(0x8007)

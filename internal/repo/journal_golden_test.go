@@ -82,3 +82,27 @@ func goldenRecords(t *testing.T) (out [][]byte) {
 	}
 	return out
 }
+
+// The same of an entry that tells of a machine.
+func TestMachineEntryGolden(t *testing.T) {
+	const path = "testdata/journal-v1-machine.txt"
+	b, err := appendEntry(nil, machineEntry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if *update {
+		if err := os.WriteFile(path, []byte(hex.EncodeToString(b)+"\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := hex.EncodeToString(b); got != strings.TrimSpace(string(want)) {
+		t.Errorf("the entry is written differently: %s", got)
+	}
+	if entries, err := decodeEntries(b); err != nil || !reflect.DeepEqual(entries, []JournalEntry{machineEntry()}) {
+		t.Errorf("entries: %+v, %v", entries, err)
+	}
+}

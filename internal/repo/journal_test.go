@@ -51,10 +51,19 @@ func sampleEntries() []JournalEntry {
 	}
 }
 
+// machineEntry is of a volume that a machine has. It is not among the samples,
+// whose bytes are those of programs that knew no machines.
+func machineEntry() JournalEntry {
+	e := sampleEntries()[3]
+	e.ID = "ins-A"
+	e.Volume.Instance, e.Volume.Device, e.Volume.CPUs, e.Volume.Memory, e.Volume.Image = "ins-A", "vda", 2, 1<<30, "img-A"
+	return e
+}
+
 // Every field of an entry is set in the samples, so that none can be forgotten
 // by the codec.
 func TestJournalSamplesAreFull(t *testing.T) {
-	for _, v := range []any{sampleEntries()[0].Point, sampleEntries()[3].Volume} {
+	for _, v := range []any{sampleEntries()[0].Point, machineEntry().Volume} {
 		rv := reflect.ValueOf(v)
 		for i := range rv.NumField() {
 			if rv.Field(i).IsZero() {
@@ -80,7 +89,7 @@ func TestJournalRoundTrip(t *testing.T) {
 	part := sampleHead(4)
 	part.Kind, part.More, part.Prev, part.Written = JournalPart, false, JournalPos{}, time.Time{}
 	for _, tt := range []JournalContent{
-		{Head: sampleHead(1), Entries: sampleEntries()}, {Head: sampleHead(2), Entries: many}, {Head: ck}, {Head: part, Entries: many[:1]},
+		{Head: sampleHead(1), Entries: append(sampleEntries(), machineEntry())}, {Head: sampleHead(2), Entries: many}, {Head: ck}, {Head: part, Entries: many[:1]},
 	} {
 		pos, size, err := r.PutJournal(t.Context(), tt.Head, tt.Entries)
 		if err != nil {

@@ -35,6 +35,20 @@ import (
 //	FillVolumes(ctx, VolumeSet) error
 //	RenameVolumes(ctx, Rename with several ids) error
 //	ResizeVolumes(ctx, ResizeVolumes) (job.Job, error)
+//	AttachVolumes(ctx, AttachVolumes) (job.Job, error)
+//	DetachVolumes(ctx, DetachVolumes) (job.Job, error)
+//
+//	Instances(ctx, InstanceFilter) (InstancePage, error)
+//	RunInstances(ctx, RunInstances) (job.Job, error)
+//	StartInstances, StopInstances, RestartInstances, DeleteInstances(ctx, InstanceSet) (job.Job, error)
+//	RenameInstances(ctx, Rename with several ids) error
+//	InstanceConsole(ctx, zone, id string, off int64) (io.ReadCloser, error) // Close it
+//
+//	Images(ctx, ImageFilter) (SnapshotPage, error)
+//	ImportImage(ctx, ImportImage) (job.Job, error)   // returns when the stream is stored
+//	ExportImage(ctx, zone, id string) (engine.Image, error)      // Close it
+//	DeleteImages(ctx, ImageSet) (job.Job, error)
+//	RenameImages(ctx, Rename with several ids) error
 //
 //	Job(ctx, id) (job.Job, error)
 //	Jobs(ctx, JobFilter) (JobPage, error)
@@ -167,7 +181,8 @@ type VolumePage struct {
 // VolumeView is a volume with what is known only at reading time.
 type VolumeView struct {
 	Volume
-	Export volume.Export // of a managed one
+	Export       volume.Export // of a managed one
+	InstanceName string        // of the machine that has it
 }
 
 // JobPage is one page of jobs.

@@ -2,10 +2,9 @@ package service
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
-	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"cairn/internal/chain"
@@ -20,11 +19,20 @@ type applyParams struct {
 	Points  []chain.ID `json:"points"`
 	Force   bool       `json:"force,omitempty"` // end the connections of clients
 	Volumes []string   `json:"volumes"`         // the i-th is the i-th point's
+	// Instances are the machines that have any of the volumes, "" for one that
+	// no machine has: the i-th is the i-th volume's.
+	Instances []string `json:"instances,omitempty"`
 }
 
 // applyNotes says how far an apply is.
 type applyNotes struct {
 	Begun bool `json:"begun,omitempty"` // volumes may have been written to
+	// Running are the machines that are stopped for it and started again.
+	Running []string `json:"running,omitempty"`
+	Forced  []string `json:"forced,omitempty"` // of them, those that did not end by themselves
+	// Rolled: all volumes have their points' content; only machines are still to
+	// be started, which may write.
+	Rolled bool `json:"rolled,omitempty"`
 }
 
 // ApplySnapshots starts rolling each point's volume back in place.
@@ -54,13 +62,17 @@ func (s *Service) ApplySnapshots(ctx context.Context, in ApplySnapshots) (job.Jo
 			if err != nil {
 				return nil, err
 			}
-			params.Volumes = append(params.Volumes, volumeID)
+			v, err := tx.Volume(in.Zone, volumeID)
+			if err != nil {
+				return nil, err
+			}
+			params.Volumes, params.Instances = append(params.Volumes, volumeID), append(params.Instances, v.InstanceID)
 		}
 		j.ResourceIDs = ids
 		if err := tx.Pin(j.ID, ids...); err != nil {
 			return nil, err
 		}
-		if err := tx.Lock(j.ID, params.Volumes...); err != nil {
+		if err := s.lockApply(tx, j.ID, in.Zone, params); err != nil {
 			return nil, err
 		}
 		return params, changeVolumes(tx, params.Volumes, func(v *Volume) { v.Transition = "applying" })
@@ -95,7 +107,11 @@ func (s *Service) checkApply(tx Tx, zone, id string) (volumeID string, err error
 	}
 	v, err := idleVolume(tx, zone, p.ResourceID)
 	if errs.Is(err, errs.NotFound) {
-		return "", errs.Wrap(errs.Conflict, err, "volume %s, of which %s was taken, is gone; make a new volume of the snapshot instead", p.ResourceID, id)
+		instead := "make a new volume of the snapshot instead"
+		if isInstance(p.ResourceID) {
+			instead = "make an image of the snapshot with capture_instance and run a new instance from that"
+		}
+		return "", errs.Wrap(errs.Conflict, err, "%s, of which %s was taken, is gone; %s", named(p.ResourceID), id, instead)
 	}
 	if err != nil {
 		return "", err
@@ -105,7 +121,7 @@ func (s *Service) checkApply(tx Tx, zone, id string) (volumeID string, err error
 
 func fits(p Snapshot, volumeID string, size int64) error {
 	if p.VirtualSize > size {
-		return errs.New(errs.Conflict, "snapshot %s has %d bytes, more than the %d of volume %s; resize the volume first", p.ID, p.VirtualSize, size, volumeID)
+		return errs.New(errs.Conflict, "snapshot %s has %d bytes, more than the %d of %s; resize the %s first", p.ID, p.VirtualSize, size, named(volumeID), noun(volumeID))
 	}
 	return nil
 }
@@ -137,18 +153,35 @@ func (h applyJob) Do(ctx context.Context, run *job.Run) error {
 	if err := a.load(ctx); err != nil {
 		return err
 	}
-	defer a.close()
-	for i := range a.volumes {
-		// Once volumes were written, giving up costs a volume: be patient.
-		err := a.patiently(ctx, a.notes.Begun, func() error { return a.openOne(ctx, i) })
-		if err != nil {
+	if !a.notes.Rolled {
+		if err := a.rollAll(ctx); err != nil {
 			return err
 		}
+		a.s.fillSoon()
+	}
+	if len(a.notes.Running) == 0 {
+		return nil
+	}
+	return a.startMachines(ctx)
+}
+
+// rollAll overwrites all volumes and commits that.
+func (a *application) rollAll(ctx context.Context) error {
+	defer a.close()
+	// What no machine has comes first: if it is busy no machine is stopped in vain.
+	if err := a.openAll(ctx, func(v Volume) bool { return v.InstanceID == "" }); err != nil {
+		return err
+	}
+	if err := a.stopMachines(ctx); err != nil {
+		return err
+	}
+	if err := a.openAll(ctx, func(Volume) bool { return true }); err != nil {
+		return err
 	}
 	if err := a.begin(ctx); err != nil {
 		return err
 	}
-	m := &meter{run: run}
+	m := &meter{run: a.run}
 	for _, v := range a.volumes {
 		m.totals = append(m.totals, v.SizeBytes)
 	}
@@ -162,17 +195,29 @@ func (h applyJob) Do(ctx context.Context, run *job.Run) error {
 			return err
 		}
 	}
-	if err := run.Flush(ctx); err != nil {
+	if err := a.run.Flush(ctx); err != nil {
 		return err
 	}
-	if err := a.commit(ctx); err != nil {
-		return err
+	return a.commit(ctx)
+}
+
+// openAll opens those of the volumes that are not open yet. Once volumes were
+// written, giving up costs a volume: be patient then.
+func (a *application) openAll(ctx context.Context, which func(v Volume) bool) error {
+	for i, v := range a.volumes {
+		if !which(v) {
+			continue
+		}
+		err := a.patiently(ctx, a.notes.Begun, func() error { return a.openOne(ctx, i) })
+		if err != nil {
+			return err
+		}
 	}
-	a.s.fillSoon()
 	return nil
 }
 
-// commit ends the job, and gives its volumes to everybody.
+// commit gives the volumes to everybody. It ends the job too, unless machines
+// are to be started: then it notes that only this is left.
 func (a *application) commit(ctx context.Context) error {
 	rollers := map[string]volume.Roller{}
 	for i, v := range a.volumes {
@@ -180,7 +225,29 @@ func (a *application) commit(ctx context.Context) error {
 			rollers[v.ID] = r
 		}
 	}
-	return handOver(rollers, func() error { return a.s.store.Update(ctx, a.end) })
+	if len(a.notes.Running) == 0 {
+		return handOver(rollers, func() error {
+			return a.s.store.Update(ctx, func(tx Tx) error {
+				if err := a.moveAll(tx, ""); err != nil {
+					return err
+				}
+				return a.s.finish(tx, a.run, job.Outcome{Status: job.Successful})
+			})
+		})
+	}
+	notes := a.notes
+	notes.Rolled = true
+	return a.run.SaveStateWith(notes, func(id string, term int64, raw json.RawMessage) error {
+		return handOver(rollers, func() error {
+			return a.s.store.Update(ctx, func(tx Tx) error {
+				// A machine that is served again is not yet somebody else's.
+				if err := a.moveAll(tx, restarting); err != nil {
+					return err
+				}
+				return tx.SaveJobState(id, term, raw)
+			})
+		})
+	})
 }
 
 // overwrite gives the i-th volume the content of its point.
@@ -322,9 +389,9 @@ func (a *application) begin(ctx context.Context) error {
 	})
 }
 
-// end clears the marks, moves the heads and ends the job.
-func (a *application) end(tx Tx) error {
-	err := changeVolumes(tx, a.params.Volumes, func(v *Volume) { v.MixedJob, v.Transition = "", "" })
+// moveAll clears the marks and moves the heads.
+func (a *application) moveAll(tx Tx, transition string) error {
+	err := changeVolumes(tx, a.params.Volumes, func(v *Volume) { v.MixedJob, v.Transition = "", transition })
 	if err != nil {
 		return err
 	}
@@ -338,7 +405,7 @@ func (a *application) end(tx Tx) error {
 			return err
 		}
 	}
-	return a.s.finish(tx, a.run, job.Outcome{Status: job.Successful})
+	return nil
 }
 
 // patiently tries again a few times if the error may pass and if asked to.
@@ -369,88 +436,4 @@ func mayPass(err error) bool {
 		return true
 	}
 	return false
-}
-
-// Undo ends an apply that cannot go on. What was written stays written: the
-// volumes keep their mark and the job says so; a live volume is whole, the old
-// one or the new one, and keeps the point that it now needs.
-func (h applyJob) Undo(ctx context.Context, run *job.Run, out job.Outcome) error {
-	var params applyParams
-	if err := run.Params(&params); err != nil {
-		return err
-	}
-	var volumes []Volume
-	err := h.s.store.View(ctx, func(tx Tx) (err error) {
-		volumes, err = loadVolumes(tx, params.Volumes)
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	h.s.bases.mu.Lock()
-	defer h.s.bases.mu.Unlock()
-	keep := h.keep(ctx, run, params, volumes)
-	err = h.s.store.Update(ctx, func(tx Tx) error {
-		if err := keep(tx); err != nil {
-			return err
-		}
-		volumes, err := loadVolumes(tx, params.Volumes)
-		if err != nil {
-			return err
-		}
-		var mixed []string
-		for _, v := range volumes {
-			if v.MixedJob == run.ID() {
-				mixed = append(mixed, v.ID)
-			}
-		}
-		if len(mixed) > 0 {
-			more := fmt.Sprintf("; volume %s now holds a mixture of two states and is blocked: apply a snapshot to it again", strings.Join(mixed, ", "))
-			out.Info += more
-			out.ErrorMessage += more
-		}
-		if err := changeVolumes(tx, params.Volumes, func(v *Volume) { v.Transition = "" }); err != nil {
-			return err
-		}
-		return h.s.finish(tx, run, out)
-	})
-	if err == nil {
-		h.s.serveByID(context.WithoutCancel(ctx), params.Volumes...)
-	}
-	return err
-}
-
-// keep pins what live volumes need after an apply that got stuck: it may have
-// rolled some of them back. Of one that cannot tell both points stay.
-func (h applyJob) keep(ctx context.Context, run *job.Run, params applyParams, volumes []Volume) func(tx Tx) error {
-	type pin struct {
-		volume, snapshot string
-		also             bool // beside an older one
-	}
-	var pins []pin
-	for i, v := range volumes {
-		if !h.s.isLive(v) {
-			continue
-		}
-		snapshot, err := h.s.neededPoint(ctx, v)
-		if err != nil {
-			run.Log.Error("ask a volume which snapshot it needs", "volume", v.ID, "error", err)
-			snapshot = params.Points[i]
-		}
-		pins = append(pins, pin{v.ID, snapshot, err != nil})
-	}
-	return func(tx Tx) error {
-		for _, p := range pins {
-			if p.also {
-				if err := tx.Pin(basePrefix+p.volume, p.snapshot); err != nil {
-					return err
-				}
-				continue
-			}
-			if err := rebase(tx, p.volume, p.snapshot); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"strings"
 
 	"cairn/internal/chain"
 	"cairn/internal/errs"
@@ -67,9 +68,14 @@ type undeleteParams struct {
 }
 
 // Undelete starts bringing deleted points back out of the recycle bin, with
-// their deleted ancestors, never descendants, all or none. It moves no head.
+// their deleted ancestors, never descendants, all or none, and images. It moves
+// no head.
 func (s *Service) Undelete(ctx context.Context, in SnapshotSet) (job.Job, error) {
-	ids, err := s.checkSnapshotSet(in)
+	check := s.checkSnapshotSet
+	if len(in.IDs) > 0 && strings.HasPrefix(in.IDs[0], imagePrefix) {
+		check = func(in SnapshotSet) ([]string, error) { return s.checkImages(ImageSet(in)) }
+	}
+	ids, err := check(in)
 	if err != nil {
 		return job.Job{}, err
 	}
@@ -119,13 +125,13 @@ func deletedPoint(tx Tx, zone, id string) (Snapshot, error) {
 	}
 	switch {
 	case p.Transition != "":
-		return p, errs.New(errs.Busy, "snapshot %s is %s; please try later", id, p.Transition)
+		return p, errs.New(errs.Busy, "%s is %s; please try later", named(id), p.Transition)
 	case p.Status == chain.Ceased:
-		return p, errs.New(errs.Conflict, "snapshot %s has ceased: its time in the recycle bin is over and it cannot be brought back", id)
+		return p, errs.New(errs.Conflict, "%s has ceased: its time in the recycle bin is over and it cannot be brought back", named(id))
 	case p.Status != chain.Deleted:
-		return p, errs.New(errs.Conflict, "snapshot %s is %s; only a deleted one can be brought back", id, p.Status)
+		return p, errs.New(errs.Conflict, "%s is %s; only a deleted one can be brought back", named(id), p.Status)
 	}
-	return p, refuseLocked(tx, "snapshot "+id, id)
+	return p, refuseLocked(tx, named(id), id)
 }
 
 // undeleteJob brings points back: rows only, one transaction.

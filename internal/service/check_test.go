@@ -28,11 +28,14 @@ func (p *process) all() (a all) {
 		if a.points, _, err = tx.Snapshots(service.SnapshotFilter{Statuses: statuses, Limit: limit}); err != nil {
 			return err
 		}
-		a.volumes, _, err = tx.Volumes(service.VolumeFilter{Limit: limit, Statuses: []service.VolumeStatus{
-			service.VolumePending, service.VolumeAvailable, service.VolumeInUse, service.VolumeDeleted, service.VolumeCeased,
-		}})
-		if err != nil {
-			return err
+		for _, instances := range []bool{false, true} {
+			rows, _, err := tx.Volumes(service.VolumeFilter{Limit: limit, Instances: instances, Statuses: []service.VolumeStatus{
+				service.VolumePending, service.VolumeAvailable, service.VolumeInUse, service.VolumeDeleted, service.VolumeCeased,
+			}})
+			if err != nil {
+				return err
+			}
+			a.volumes = append(a.volumes, rows...)
 		}
 		jobs, _, err := tx.Jobs(service.JobFilter{Limit: limit})
 		if err != nil {
@@ -80,6 +83,7 @@ func (p *process) check() {
 	}
 	p.checkPoints(a)
 	p.checkVolumes(a)
+	p.checkMachines(a)
 }
 
 func (p *process) checkPoints(a all) {
@@ -139,7 +143,11 @@ func (p *process) checkVolumes(a all) {
 			key = v.Path
 		}
 		content, there := p.w.disk.content[key]
-		if v.Transition != "" || v.Status != service.VolumeAvailable && v.Status != service.VolumeCeased {
+		want := service.VolumeAvailable
+		if v.InstanceID != "" {
+			want = service.VolumeInUse
+		}
+		if v.Transition != "" || v.Status != want && v.Status != service.VolumeCeased {
 			p.t.Errorf("volume %s is %s, %q, although no job is unfinished", v.ID, v.Status, v.Transition)
 		}
 		if v.Status == service.VolumeCeased {

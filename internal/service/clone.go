@@ -36,7 +36,7 @@ func (s *Service) CreateVolumeFromSnapshot(ctx context.Context, in CloneSnapshot
 			return nil, err
 		}
 		if p.ResourceType != resourceVolume {
-			return nil, errs.New(errs.Invalid, "snapshot %s is of an %s; only a volume's snapshot makes a volume", p.ID, p.ResourceType)
+			return nil, errs.New(errs.Invalid, "snapshot %s is of %s; only a volume's snapshot makes a volume, use capture_instance for this one", p.ID, named(p.ResourceID))
 		}
 		v := newManaged(in.Zone, in.VolumeName, p.VolumeType, p.VirtualSize, "creating", *j)
 		v.OnDemand = in.OnDemand
@@ -98,22 +98,35 @@ func (h cloneJob) Do(ctx context.Context, run *job.Run) error {
 // cloneLive makes a volume that is usable at once: its bytes are read from the
 // point when somebody wants them, until the filler has fetched them all.
 func (s *Service) cloneLive(ctx context.Context, run *job.Run, p Snapshot, v Volume) error {
-	tree, err := s.engine.OpenTree(ctx, p.ref())
-	if err != nil {
-		return err
-	}
 	s.bases.mu.Lock()
 	defer s.bases.mu.Unlock()
-	err = errors.Join(s.lives.Clone(ctx, v.spec(), tree), tree.Close())
-	if err != nil {
-		return fmt.Errorf("create volume %s: %w", v.ID, err)
+	if err := s.cloneTree(ctx, p, v); err != nil {
+		return err
 	}
 	run.Progress(v.SizeBytes, v.SizeBytes)
-	err = s.finishNew(ctx, run, []string{v.ID}, func(tx Tx) error { return rebase(tx, v.ID, p.ID) })
+	err := s.settleNew(ctx, run, []string{v.ID}, func(tx Tx) error {
+		if err := rebase(tx, v.ID, p.ID); err != nil {
+			return err
+		}
+		return s.finish(tx, run, job.Outcome{Status: job.Successful})
+	})
 	if err == nil {
 		s.fillSoon()
 	}
 	return err
+}
+
+// cloneTree makes a live volume of a point. bases.mu is held until the pin has
+// followed.
+func (s *Service) cloneTree(ctx context.Context, p Snapshot, v Volume) error {
+	tree, err := s.engine.OpenTree(ctx, p.ref())
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(s.lives.Clone(ctx, v.spec(), tree), tree.Close()); err != nil {
+		return fmt.Errorf("create %s: %w", named(v.ID), err)
+	}
+	return nil
 }
 
 // fill makes a new managed volume, or one that an earlier term left behind
@@ -136,11 +149,14 @@ func (s *Service) fill(ctx context.Context, v Volume, write func(target volume.T
 // finishNewVolumes makes volumes available, ends their job and lets clients
 // connect.
 func (s *Service) finishNewVolumes(ctx context.Context, run *job.Run, ids ...string) error {
-	return s.finishNew(ctx, run, ids, func(Tx) error { return nil })
+	return s.settleNew(ctx, run, ids, func(tx Tx) error {
+		return s.finish(tx, run, job.Outcome{Status: job.Successful})
+	})
 }
 
-// finishNew is finishNewVolumes with more to do in the same transaction.
-func (s *Service) finishNew(ctx context.Context, run *job.Run, ids []string, also func(tx Tx) error) (err error) {
+// settleNew makes new volumes everybody's, or their machine's, in a transaction
+// that ends with end.
+func (s *Service) settleNew(ctx context.Context, run *job.Run, ids []string, end func(tx Tx) error) (err error) {
 	if err := run.Flush(ctx); err != nil {
 		return err
 	}
@@ -155,16 +171,16 @@ func (s *Service) finishNew(ctx context.Context, run *job.Run, ids []string, als
 	}
 	return handOver(rollers, func() error {
 		return s.store.Update(ctx, func(tx Tx) error {
-			if err := also(tx); err != nil {
-				return err
-			}
 			err := changeVolumes(tx, ids, func(v *Volume) {
 				v.Status, v.StatusTime, v.Transition = VolumeAvailable, s.now(), ""
+				if v.InstanceID != "" {
+					v.Status = VolumeInUse
+				}
 			})
 			if err != nil {
 				return err
 			}
-			return s.finish(tx, run, job.Outcome{Status: job.Successful})
+			return end(tx)
 		})
 	})
 }

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"cairn/internal/chain"
+	"cairn/internal/compute/fake"
 	"cairn/internal/job"
 	"cairn/internal/service"
 )
@@ -19,6 +20,8 @@ type crashCase struct {
 	name    string
 	reflink bool // instants are durable
 	live    bool // managed volumes are live
+	// machines run
+	machines bool
 	// prepare brings the world into the state before the operation and
 	// returns the ids that act and verify need.
 	prepare func(p *process) []string
@@ -212,7 +215,7 @@ func verifyResize(p *process, ids []string, done bool) {
 func TestCrashes(t *testing.T) {
 	var total atomic.Int64
 	t.Cleanup(func() { t.Logf("%d runs", total.Load()) })
-	for _, c := range crashCases() {
+	for _, c := range append(crashCases(), machineCases()...) {
 		name := c.name
 		if c.reflink {
 			name += " by reflink"
@@ -224,6 +227,9 @@ func TestCrashes(t *testing.T) {
 			t.Parallel()
 			base := newWorld(t)
 			base.disk.reflink, base.live = c.reflink, c.live
+			if c.machines {
+				base.withMachines(&fake.Host{})
+			}
 			p := base.start(nil)
 			ids := c.prepare(p)
 			p.idle()

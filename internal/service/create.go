@@ -4,7 +4,6 @@ import (
 	"context"
 
 	"cairn/internal/chain"
-	"cairn/internal/errs"
 	"cairn/internal/job"
 )
 
@@ -56,17 +55,23 @@ func (s *Service) CreateSnapshots(ctx context.Context, in CreateSnapshots) (job.
 	})
 }
 
-// checkResources tells volumes, which are served, from what is not.
+// checkResources lets volumes and instances pass.
 func checkResources(resources []string) ([]string, error) {
+	var volumes []string
 	for _, id := range resources {
-		if len(id) >= len(instancePrefix) && id[:len(instancePrefix)] == instancePrefix {
-			return nil, errs.New(errs.NotFound, "instance %s does not exist", clip(id))
+		if !isInstance(id) {
+			volumes = append(volumes, id)
 		}
 	}
-	return checkIDs("volume", volumePrefix, resources)
+	if len(volumes) > 0 || len(resources) == 0 {
+		if _, err := checkIDs("volume", volumePrefix, volumes); err != nil {
+			return nil, err
+		}
+	}
+	return checkIDs("resource", "", resources)
 }
 
-// newPoint is the pending row for the next point of a volume.
+// newPoint is the pending row for the next point of a volume or a system disk.
 func (s *Service) newPoint(tx Tx, in CreateSnapshots, volumeID string) (Snapshot, error) {
 	v, err := usableVolume(tx, in.Zone, volumeID)
 	if err != nil {
@@ -90,8 +95,11 @@ func (s *Service) newPoint(tx Tx, in CreateSnapshots, volumeID string) (Snapshot
 		ResourceType: resourceVolume,
 		ResourceName: v.Name,
 		VolumeType:   v.Type,
-		Consistency:  "crash",
+		Consistency:  consistencyCrash,
 		CBT:          "scan",
+	}
+	if isInstance(v.ID) {
+		p.ResourceType = resourceInstance
 	}
 	p.follow(plan)
 	return p, nil

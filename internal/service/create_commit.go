@@ -91,7 +91,7 @@ func (c *creation) commitPoint(tx Tx, i int, got engine.Captured) error {
 	p.Status, p.StatusTime, p.Transition = chain.Available, c.s.now(), ""
 	p.IsTaken, p.SnapshotTime = true, c.notes.Time
 	p.SizeBytes = got.AddedBytes
-	p.CBT, p.Reason = got.CBT, got.Reason
+	p.CBT, p.Reason, p.Consistency = got.CBT, got.Reason, c.points[i].Consistency
 	p.ManifestPack, p.ManifestHash = got.Ref.Pack, got.Ref.Hash
 	if err := tx.UpdateSnapshot(p); err != nil {
 		return err

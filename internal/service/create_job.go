@@ -24,6 +24,8 @@ type createJob struct{ s *Service }
 type createNotes struct {
 	Held bool      `json:"held,omitempty"` // the instant survives a crash; Time is the points'
 	Time time.Time `json:"time,omitzero"`
+	// Rested are the machines whose filesystems were at rest at that moment.
+	Rested []string `json:"rested,omitempty"`
 }
 
 // creation is one term of a create job.
@@ -312,7 +314,10 @@ func (c *creation) holdInstant(ctx context.Context) error {
 		}
 	}
 	if !c.notes.Held {
-		c.notes = createNotes{Held: durable, Time: at}
+		c.notes = createNotes{Held: durable, Time: at, Rested: c.notes.Rested}
+	}
+	for i, v := range c.volumes {
+		c.points[i].Consistency = c.consistency(v)
 	}
 	if !durable {
 		return nil
@@ -343,16 +348,28 @@ func (c *creation) reopen(ctx context.Context) (err error) {
 	return nil
 }
 
+// consistency is what can be said of a volume at the instant.
+func (c *creation) consistency(v Volume) string {
+	if v.InstanceID != "" && slices.Contains(c.notes.Rested, v.InstanceID) {
+		return consistencyFilesystem
+	}
+	return consistencyCrash
+}
+
 // freezeAll holds a new instant of all volumes. Each driver holds its volumes
 // still while the next one freezes its own, so the moment of the last, which
-// has the latest time, is that of all.
+// has the latest time, is that of all. The guests that have them are brought to
+// rest around that.
 func (c *creation) freezeAll(ctx context.Context) error {
 	for _, h := range c.holds {
 		if err := h.driver.Drop(ctx, c.run.ID()); err != nil {
 			return fmt.Errorf("drop what an earlier term held: %w", err)
 		}
 	}
-	return c.freeze(ctx, c.holds)
+	guests := c.s.quiesce(ctx, c.volumes, c.run.Log)
+	err := c.freeze(ctx, c.holds)
+	c.notes.Rested = guests.thaw(ctx, c.run.Log)
+	return err
 }
 
 // freeze freezes the volumes of the first hold and, within that, of the others.
@@ -450,7 +467,7 @@ func (c *creation) replan(ctx context.Context, i int, size int64, plan chain.Pla
 			return err
 		}
 		p.follow(plan)
-		p.VirtualSize = size
+		p.VirtualSize, p.Consistency = size, c.points[i].Consistency
 		c.points[i] = p
 		return tx.UpdateSnapshot(p)
 	})

@@ -139,7 +139,7 @@ func refusePinned(tx Tx, ids []chain.ID) error {
 		case err == nil && v.OnDemand:
 			return errs.New(errs.Conflict, "snapshot %s is what volume %s is read from on demand; delete that, or fill it first (cairn volume fill %s)", id, volumeID, volumeID)
 		}
-		return errs.New(errs.Busy, "snapshot %s is still needed by volume %s, which is being filled from it; please try later", id, volumeID)
+		return errs.New(errs.Busy, "snapshot %s is still needed by %s, which is being filled from it; please try later", id, named(volumeID))
 	}
 	if strings.HasPrefix(holder, servePrefix) {
 		return errs.New(errs.Conflict, "snapshot %s is served to clients; end that first (cairn snapshot unserve %s)", id, id)

@@ -40,6 +40,13 @@ func (i *openImage) Close() error {
 // ExportSnapshot opens a point for streaming. It cannot be deleted until
 // Close. errs.Conflict: a scrub found it damaged; see SalvageSnapshot.
 func (s *Service) ExportSnapshot(ctx context.Context, zone, id string) (engine.Image, error) {
+	if _, err := s.checkSnapshotSet(SnapshotSet{Origin: Origin{Zone: zone}, IDs: []string{id}}); err != nil {
+		return nil, err
+	}
+	return s.exportPoint(ctx, zone, id)
+}
+
+func (s *Service) exportPoint(ctx context.Context, zone, id string) (engine.Image, error) {
 	p, free, err := s.pinPoint(ctx, zone, id, restorablePoint)
 	if err != nil {
 		return nil, err
@@ -68,6 +75,9 @@ func (o *openSalvage) Close() error {
 // SalvageSnapshot opens a point for streaming what is left of it, damaged or
 // not. It cannot be deleted until Close. errs.Corrupt: nothing is left.
 func (s *Service) SalvageSnapshot(ctx context.Context, zone, id string) (engine.Salvage, error) {
+	if _, err := s.checkSnapshotSet(SnapshotSet{Origin: Origin{Zone: zone}, IDs: []string{id}}); err != nil {
+		return nil, err
+	}
 	p, free, err := s.pinPoint(ctx, zone, id, idlePoint)
 	if err != nil {
 		return nil, err
@@ -82,13 +92,9 @@ func (s *Service) SalvageSnapshot(ctx context.Context, zone, id string) (engine.
 // pinPoint keeps a point that admit lets pass from being deleted until free.
 // Where nothing may be changed nothing is deleted either, and no pin is needed.
 func (s *Service) pinPoint(ctx context.Context, zone, id string, admit func(tx Tx, zone, id string) (Snapshot, error)) (p Snapshot, free func() error, err error) {
-	ids, err := s.checkSnapshotSet(SnapshotSet{Origin: Origin{Zone: zone}, IDs: []string{id}})
-	if err != nil {
-		return p, nil, err
-	}
 	holder := exportPrefix + newUUID()
 	find := func(tx Tx) (err error) {
-		p, err = admit(tx, zone, ids[0])
+		p, err = admit(tx, zone, id)
 		return err
 	}
 	if s.refused != "" {

@@ -100,17 +100,20 @@ type disk struct {
 	holds   map[string]map[string]string // durable instants: hold → key → content
 	blobs   map[string]string            // blob name → content
 	busy    map[string]bool              // somebody else has it open
+	plugged map[string]bool              // a machine is its client
 	reflink bool                         // instants are durable
 	base    map[string]string            // of live volumes: the point that their content comes from
 	tracked map[string]volume.Checkpoint // what changes are tracked from, by the same keys
 	order   []string                     // when which driver's freeze began and ended
 	settle  func(commit func() error) error
+	// atInstant is called while volumes are held still.
+	atInstant func()
 }
 
 func newDisk() *disk {
 	return &disk{
 		content: map[string]string{}, size: map[string]int64{}, holds: map[string]map[string]string{},
-		blobs: map[string]string{}, busy: map[string]bool{}, base: map[string]string{}, tracked: map[string]volume.Checkpoint{},
+		blobs: map[string]string{}, busy: map[string]bool{}, plugged: map[string]bool{}, base: map[string]string{}, tracked: map[string]volume.Checkpoint{},
 	}
 }
 
@@ -121,6 +124,7 @@ func (d *disk) clone() *disk {
 	c.content, c.size, c.blobs, c.busy = maps.Clone(d.content), maps.Clone(d.size), maps.Clone(d.blobs), maps.Clone(d.busy)
 	maps.Copy(c.holds, d.holds)
 	maps.Copy(c.tracked, d.tracked)
+	c.plugged = maps.Clone(d.plugged)
 	c.reflink, c.base = d.reflink, maps.Clone(d.base)
 	return c
 }
@@ -212,6 +216,9 @@ func (d *driver) Freeze(ctx context.Context, hold string, specs []volume.Spec, w
 		shot, err := d.shoot(specs)
 		if err != nil {
 			return err
+		}
+		if d.atInstant != nil {
+			d.atInstant()
 		}
 		if within != nil {
 			if err := within(ctx); err != nil {
@@ -375,6 +382,14 @@ func (t *target) Zero(context.Context, int64, int64) error          { return err
 func (t *target) Sync(context.Context) error                        { return nil }
 func (t *target) Close() error                                      { return nil }
 func (t *target) Data(context.Context, int64) (extent.Range, error) { return extent.Range{}, io.EOF }
+
+// ReadAt gives the whole content, which is as long as the volume.
+func (t *target) ReadAt(_ context.Context, buf []byte, _ int64) error {
+	t.d.mu.Lock()
+	defer t.d.mu.Unlock()
+	copy(buf, t.d.content[t.key])
+	return nil
+}
 
 func (t *target) write(content string) {
 	t.d.mu.Lock()

@@ -31,10 +31,35 @@ const (
 	snapshotPrefix = "ss-"
 	volumePrefix   = "vol-"
 	instancePrefix = "ins-"
+	imagePrefix    = "img-"
 )
 
-// resourceVolume is the only resource_type until machines come.
-const resourceVolume = "volume"
+// Values of resource_type.
+const (
+	resourceVolume   = "volume"
+	resourceInstance = "instance"
+	// ResourceImage is the type of points that are images.
+	ResourceImage = "image"
+)
+
+// isInstance reports whether an id is a machine's, or its system disk's.
+func isInstance(id string) bool { return strings.HasPrefix(id, instancePrefix) }
+
+// noun is what an id names, for people.
+func noun(id string) string {
+	switch {
+	case isInstance(id):
+		return "instance"
+	case strings.HasPrefix(id, imagePrefix):
+		return "image"
+	case strings.HasPrefix(id, snapshotPrefix):
+		return "snapshot"
+	}
+	return "volume"
+}
+
+// named is an object for people.
+func named(id string) string { return noun(id) + " " + id }
 
 func newUUID() string { return uuid.NewString() }
 
@@ -98,7 +123,9 @@ func checkIDs(kind, prefix string, ids []string) ([]string, error) {
 		if strings.HasPrefix(id, prefix) {
 			continue
 		}
-		for other, name := range map[string]string{snapshotPrefix: "a snapshot", volumePrefix: "a volume", instancePrefix: "an instance"} {
+		for other, name := range map[string]string{
+			snapshotPrefix: "a snapshot", volumePrefix: "a volume", instancePrefix: "an instance", imagePrefix: "an image",
+		} {
 			if strings.HasPrefix(id, other) {
 				return nil, errs.New(errs.Invalid, "%s is the id of %s; this call takes ids of %ss (%s…)", clip(id), name, kind, prefix)
 			}
@@ -127,6 +154,17 @@ var doing = map[job.Action]string{
 	job.ScrubRepository:          "being scrubbed",
 	job.PruneRepository:          "being pruned",
 	job.LeaseResources:           "being brought back",
+	job.RunInstances:             "being created",
+	job.StartInstances:           "starting",
+	job.StopInstances:            "stopping",
+	job.RestartInstances:         "restarting",
+	job.TerminateInstances:       "deleting",
+	job.AttachVolumes:            "getting a volume attached",
+	job.DetachVolumes:            "getting a volume detached",
+	job.ImportImage:              "importing",
+	job.DeleteImages:             "deleting",
+
+	job.CaptureInstanceFromSnapshot: "creating",
 }
 
 // refuseLocked answers errs.Busy if somebody has the object; what names it.
@@ -145,20 +183,32 @@ func refuseLocked(tx Tx, what, id string) error {
 	return errs.New(errs.Busy, "%s is %s (job %s); please try later", what, doing[j.Action], j.ID)
 }
 
-// idleVolume is the volume if it is available and nobody works on it. A
-// volume that holds a mixture passes: see usableVolume.
+// hasContent reports whether the volume is made and not gone.
+func (v Volume) hasContent() bool { return v.Status == VolumeAvailable || v.Status == VolumeInUse }
+
+// idleVolume is the volume, attached or not, if nobody works on it. A volume
+// that holds a mixture passes: see usableVolume.
 func idleVolume(tx Tx, zone, id string) (Volume, error) {
 	v, err := tx.Volume(zone, id)
 	if err != nil {
 		return v, err
 	}
 	if v.Transition != "" {
-		return v, errs.New(errs.Busy, "volume %s is %s; please try later", id, v.Transition)
+		return v, errs.New(errs.Busy, "%s is %s; please try later", named(id), v.Transition)
 	}
-	if v.Status != VolumeAvailable {
-		return v, errs.New(errs.Conflict, "volume %s is %s; this needs an available one", id, v.Status)
+	if !v.hasContent() {
+		return v, errs.New(errs.Conflict, "%s is %s; this needs an available one", named(id), v.Status)
 	}
-	return v, refuseLocked(tx, "volume "+id, id)
+	return v, refuseLocked(tx, named(id), id)
+}
+
+// freeVolume is an idle volume that is not attached to a machine.
+func freeVolume(tx Tx, zone, id, what string) (Volume, error) {
+	v, err := idleVolume(tx, zone, id)
+	if err == nil && v.InstanceID != "" {
+		err = errs.New(errs.Conflict, "volume %s is attached to instance %s and cannot be %s; detach it first", id, v.InstanceID, what)
+	}
+	return v, err
 }
 
 // usableVolume is an idle volume with a content that is one moment.
@@ -171,7 +221,7 @@ func usableVolume(tx Tx, zone, id string) (Volume, error) {
 }
 
 func mixture(id, jobID string) string {
-	return fmt.Sprintf("volume %s holds a mixture of two states, because job %s failed while it applied a snapshot", id, jobID)
+	return fmt.Sprintf("%s holds a mixture of two states, because job %s failed while it applied a snapshot", named(id), jobID)
 }
 
 // idlePoint is the point if it is available and in no transition.
@@ -182,20 +232,20 @@ func idlePoint(tx Tx, zone, id string) (Snapshot, error) {
 	}
 	switch {
 	case p.Transition != "":
-		return p, errs.New(errs.Busy, "snapshot %s is %s; please try later", id, p.Transition)
+		return p, errs.New(errs.Busy, "%s is %s; please try later", named(id), p.Transition)
 	case p.Status == chain.Pending:
-		return p, errs.New(errs.Busy, "snapshot %s is being created; please try later", id)
+		return p, errs.New(errs.Busy, "%s is being created; please try later", named(id))
 	case p.Status != chain.Available:
-		return p, errs.New(errs.Conflict, "snapshot %s is %s; this needs an available one", id, p.Status)
+		return p, errs.New(errs.Conflict, "%s is %s; this needs an available one", named(id), p.Status)
 	}
-	return p, refuseLocked(tx, "snapshot "+id, id)
+	return p, refuseLocked(tx, named(id), id)
 }
 
 // restorablePoint is an idle point whose bytes are not known to be damaged.
 func restorablePoint(tx Tx, zone, id string) (Snapshot, error) {
 	p, err := idlePoint(tx, zone, id)
 	if err == nil && p.Damaged {
-		err = errs.New(errs.Conflict, "snapshot %s is damaged: a scrub found parts of it missing or wrong; use another snapshot, or export what is left of this one with salvage", id)
+		err = errs.New(errs.Conflict, "%s is damaged: a scrub found parts of it missing or wrong; use another one, or export what is left of a snapshot with salvage", named(id))
 	}
 	return p, err
 }

@@ -75,7 +75,7 @@ func (s *Service) eachLive(ctx context.Context, fn func(ctx context.Context, v V
 			return g.Wait()
 		}
 		for _, v := range rows {
-			if after = v.ID; s.isLive(v) && v.Status == VolumeAvailable {
+			if after = v.ID; s.isLive(v) && v.hasContent() {
 				g.Go(func() error { return fn(ctx, v) })
 			}
 		}
@@ -100,7 +100,7 @@ func (s *Service) serveAll(ctx context.Context) {
 // serve lets clients connect to a volume, unless a job replaces or removes its
 // content: that serves it when it ends. Its failure is not the caller's.
 func (s *Service) serve(ctx context.Context, v Volume) {
-	if !s.isLive(v) || v.Status != VolumeAvailable || v.MixedJob != "" || v.Transition == "applying" || v.Transition == "deleting" {
+	if !s.isLive(v) || !v.hasContent() || v.MixedJob != "" || v.Transition == "applying" || v.Transition == "deleting" {
 		return
 	}
 	if err := s.lives.Serve(ctx, v.spec()); err != nil && ctx.Err() == nil {
@@ -135,8 +135,14 @@ func handOver(rollers map[string]volume.Roller, commit func() error) error {
 }
 
 // refuseConnected refuses what must not happen to volumes under connected
-// clients. One that is not there is somebody else's to refuse.
+// clients. Attached ones are refused, or taken from their machines, elsewhere.
 func (s *Service) refuseConnected(ctx context.Context, zone string, ids []string, what string) error {
+	return s.refuseClients(ctx, zone, ids, what, VolumeAvailable)
+}
+
+// refuseClients is that for volumes of a status. One that is not there is
+// somebody else's to refuse.
+func (s *Service) refuseClients(ctx context.Context, zone string, ids []string, what string, of VolumeStatus) error {
 	if s.lives == nil {
 		return nil
 	}
@@ -146,7 +152,7 @@ func (s *Service) refuseConnected(ctx context.Context, zone string, ids []string
 			v, err = tx.Volume(zone, id)
 			return err
 		})
-		if errs.Is(err, errs.NotFound) || err == nil && (!s.isLive(v) || v.Status != VolumeAvailable) {
+		if errs.Is(err, errs.NotFound) || err == nil && (!s.isLive(v) || v.Status != of) {
 			continue
 		}
 		clients := 0
@@ -157,7 +163,7 @@ func (s *Service) refuseConnected(ctx context.Context, zone string, ids []string
 			return err
 		}
 		if clients > 0 {
-			return errs.New(errs.Conflict, "volume %s has %d client connection(s) and cannot be %s under them; disconnect them first", v.ID, clients, what)
+			return errs.New(errs.Conflict, "%s has %d client connection(s) and cannot be %s under them; disconnect them first", named(v.ID), clients, what)
 		}
 	}
 	return nil

@@ -53,8 +53,8 @@ func (d liveDriver) Serve(context.Context, volume.Spec) error {
 func (d liveDriver) Exported(_ context.Context, s volume.Spec) (volume.Export, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	e := volume.Export{}
-	if d.busy[s.ID] {
+	e := volume.Export{URIs: []string{"nbd+unix:///" + s.ID}}
+	if d.busy[s.ID] || d.plugged[s.ID] {
 		e.Clients = 1
 	}
 	return e, nil
@@ -88,7 +88,7 @@ func (d liveDriver) OpenRoller(_ context.Context, s volume.Spec, force bool) (r 
 	err = d.f.do("OpenRoller", func() error {
 		d.mu.Lock()
 		defer d.mu.Unlock()
-		if d.busy[s.ID] && !force {
+		if (d.busy[s.ID] || d.plugged[s.ID]) && !force {
 			return errs.New(errs.Conflict, "volume %s has clients", s.ID)
 		}
 		if d.own.taken[s.ID] {

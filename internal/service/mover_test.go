@@ -65,7 +65,10 @@ func (s *session) Committed(ctx context.Context) error {
 }
 
 func (s *session) Capture(ctx context.Context, spec engine.CaptureSpec, progress engine.Progress) (engine.Captured, error) {
-	src := spec.Source.(*source)
+	src, err := sourceOf(ctx, spec.Source)
+	if err != nil {
+		return engine.Captured{}, err
+	}
 	if src.released {
 		return engine.Captured{}, errs.New(errs.Internal, "the instant of %s was captured before", src.id)
 	}
@@ -80,7 +83,7 @@ func (s *session) Capture(ctx context.Context, spec engine.CaptureSpec, progress
 	fmt.Fprintf(h, "%s-%d-%d", spec.Meta.Snapshot, s.term, len(s.m.retaken))
 	pack := hex.EncodeToString(h.Sum(nil))
 	name := "point/" + spec.Meta.Snapshot + "." + pack
-	err := s.reg.RegisterPack(ctx, engine.PackRecord{ID: pack, Kind: "point", Name: name, Bytes: 1})
+	err = s.reg.RegisterPack(ctx, engine.PackRecord{ID: pack, Kind: "point", Name: name, Bytes: 1})
 	if err != nil && !errs.Is(err, errs.Exists) {
 		return engine.Captured{}, err
 	}
@@ -109,6 +112,26 @@ func (s *session) Capture(ctx context.Context, spec engine.CaptureSpec, progress
 		}
 	}
 	return got, err
+}
+
+// sourceOf is what a source holds: ours carries it, another is read.
+func sourceOf(ctx context.Context, from volume.Source) (*source, error) {
+	if src, ok := from.(*source); ok {
+		return src, nil
+	}
+	b := make([]byte, from.Size())
+	err := from.ReadAt(ctx, b, 0)
+	return &source{content: string(b), size: from.Size()}, err
+}
+
+// Copy is a capture of a point's content.
+func (s *session) Copy(ctx context.Context, meta engine.PointMeta, of engine.PointRef) (engine.Captured, error) {
+	content, err := s.m.read(of)
+	if err != nil {
+		return engine.Captured{}, err
+	}
+	spec := engine.CaptureSpec{Meta: meta, Source: &source{content: content, size: meta.SizeBytes}}
+	return s.Capture(ctx, spec, func(int64, int64) {})
 }
 
 // forget throws away what earlier terms stored for the point.

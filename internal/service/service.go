@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"cairn/internal/chain"
+	"cairn/internal/compute"
 	"cairn/internal/errs"
 	"cairn/internal/job"
 	"cairn/internal/volume"
@@ -40,6 +41,7 @@ const (
 const (
 	DefaultRecycleBin = 2 * time.Hour
 	DefaultMaxCopy    = 16 << 30
+	DefaultStopGrace  = time.Minute
 	// A day's budget of 16 GiB reads half a terabyte in a month.
 	DefaultScrubEvery  = 24 * time.Hour
 	DefaultScrubBudget = 16 << 30
@@ -52,8 +54,15 @@ type Config struct {
 	Drivers map[string]volume.Driver // by DriverManaged, DriverRegistered; DriverNBD may be left out
 	// Live is the managed driver's other half. nil: clones and rollbacks of
 	// managed volumes are copied by their jobs, and nobody serves volumes.
-	Live  Live
-	Zones []string // at least one
+	Live Live
+	// Compute runs machines. nil: this server runs none, for the reason in
+	// NoMachines, a sentence for people. It needs Live.
+	Compute    compute.Driver
+	NoMachines string
+	// StopGrace is how long a guest may take to end when it is asked to; then it
+	// is ended. 1 min.
+	StopGrace time.Duration
+	Zones     []string // at least one
 	// OwnDirs are the server's own folders: nothing under them may be
 	// registered as a volume.
 	OwnDirs []string
@@ -83,7 +92,10 @@ type Service struct {
 	store       Store
 	engine      Engine
 	drivers     map[string]volume.Driver
-	lives       Live // may be nil
+	lives       Live           // may be nil
+	compute     compute.Driver // nil: no machines
+	noMachines  string
+	stopGrace   time.Duration
 	bases       bases
 	serving     sync.Mutex // held while a point's serving begins or ends
 	zones       map[string]bool
@@ -125,6 +137,18 @@ func New(ctx context.Context, cfg Config) (*Service, error) {
 		job.ScrubRepository:          scrubJob{s},
 		job.PruneRepository:          pruneJob{s},
 		job.LeaseResources:           undeleteJob{s},
+
+		job.RunInstances:       runInstancesJob{s},
+		job.StartInstances:     powerJob{s, powerOn},
+		job.StopInstances:      powerJob{s, powerOff},
+		job.RestartInstances:   powerJob{s, powerCycle},
+		job.TerminateInstances: deleteVolumesJob{s},
+		job.AttachVolumes:      attachJob{s},
+		job.DetachVolumes:      detachJob{s},
+
+		job.CaptureInstanceFromSnapshot: captureInstanceJob{s},
+		job.ImportImage:                 importImageJob{s},
+		job.DeleteImages:                deleteImagesJob{s},
 	}, job.Options{
 		Owner: s.owner, Load: s.loadJob, OutcomeOf: outcomeOf,
 		Workers: cfg.Workers, Clock: s.now, Log: s.log,
@@ -151,6 +175,10 @@ func configured(cfg Config) (*Service, error) {
 		return nil, errs.New(errs.Invalid, "the service needs at least one zone")
 	case cfg.RecycleBin < 0 || cfg.MaxCopy < 0:
 		return nil, errs.New(errs.Invalid, "the time in the recycle bin and the bytes that a prune copies cannot be negative")
+	case cfg.Compute != nil && cfg.Live == nil:
+		return nil, errs.New(errs.Invalid, "machines need volumes that are served to them")
+	case cfg.StopGrace < 0:
+		return nil, errs.New(errs.Invalid, "the time that a guest has to end cannot be negative")
 	case cfg.MaxChainPoints < 0:
 		return nil, errs.New(errs.Invalid, "a chain cannot have %d points; the limit must be at least 1", cfg.MaxChainPoints)
 	}
@@ -158,6 +186,7 @@ func configured(cfg Config) (*Service, error) {
 		store: cfg.Store, engine: cfg.Engine, drivers: cfg.Drivers, lives: cfg.Live, zones: map[string]bool{}, refused: cfg.Refused,
 		scrubEvery: cfg.ScrubEvery, scrubBudget: cfg.ScrubBudget,
 		recycle: cfg.RecycleBin, maxCopy: cfg.MaxCopy, lowSpace: cfg.LowSpace,
+		compute: cfg.Compute, noMachines: cfg.NoMachines, stopGrace: cfg.StopGrace,
 		max: cfg.MaxChainPoints, retry: cfg.RetryDelay, clock: cfg.Clock, log: cfg.Log, owner: newUUID(),
 	}
 	s.bases.wake, s.bases.rate = make(chan struct{}, 1), cfg.FillRate
@@ -166,6 +195,9 @@ func configured(cfg Config) (*Service, error) {
 	}
 	if s.retry <= 0 {
 		s.retry = time.Second
+	}
+	if s.stopGrace == 0 {
+		s.stopGrace = DefaultStopGrace
 	}
 	if s.recycle == 0 {
 		s.recycle = DefaultRecycleBin
@@ -219,7 +251,7 @@ func (s *Service) now() time.Time { return s.clock().UTC().Truncate(time.Microse
 // releaseTheDead releases the locks, pins and held instants of everybody but
 // unfinished jobs: whoever else held something died with its process.
 func (s *Service) releaseTheDead(ctx context.Context) error {
-	var dead []string
+	var dead, staged []string
 	err := s.store.View(ctx, func(tx Tx) error {
 		holders, err := tx.Holders()
 		if err != nil {
@@ -228,6 +260,16 @@ func (s *Service) releaseTheDead(ctx context.Context) error {
 		for _, h := range holders {
 			if strings.HasPrefix(h, basePrefix) || strings.HasPrefix(h, servePrefix) {
 				continue // adoptBases knows which; Run serves them
+			}
+			if image, ok := strings.CutPrefix(h, stagingPrefix); ok {
+				p, err := tx.Snapshot("", image)
+				if err != nil {
+					return err
+				}
+				if p.Status != chain.Pending { // else its job takes it back
+					staged = append(staged, image)
+				}
+				continue
 			}
 			j, err := tx.Job(holdOf(h))
 			if err != nil && !errs.Is(err, errs.NotFound) {
@@ -241,6 +283,11 @@ func (s *Service) releaseTheDead(ctx context.Context) error {
 	})
 	if err != nil {
 		return err
+	}
+	for _, image := range staged {
+		if err := s.removeStaging(ctx, image); err != nil {
+			s.log.Error("remove what an image was imported through", "image", image, "error", err)
+		}
 	}
 	for _, h := range dead {
 		if err := s.dropHold(ctx, holdOf(h)); err != nil {

@@ -5,7 +5,6 @@ import (
 
 	"cairn/internal/chain"
 	"cairn/internal/errs"
-	"cairn/internal/job"
 )
 
 // Snapshots lists snapshots, with the progress of those being created.
@@ -60,26 +59,4 @@ func (s *Service) RenameSnapshot(ctx context.Context, in Rename) (Snapshot, erro
 		return tx.UpdateSnapshot(p)
 	})
 	return p, err
-}
-
-// CaptureInstance starts making an image of an instance's point. Instances
-// are not served yet, so all it does is to say what is wrong.
-func (s *Service) CaptureInstance(ctx context.Context, in CaptureInstance) (job.Job, error) {
-	ids, err := s.checkSnapshotSet(SnapshotSet{Origin: in.Origin, IDs: []string{in.Snapshot}})
-	if err != nil {
-		return job.Job{}, err
-	}
-	if err := checkName("image_name", in.ImageName); err != nil {
-		return job.Job{}, err
-	}
-	return job.Job{}, s.store.View(ctx, func(tx Tx) error {
-		p, err := tx.Snapshot(in.Zone, ids[0])
-		if err != nil {
-			return err
-		}
-		if p.ResourceType == resourceVolume {
-			return errs.New(errs.Invalid, "snapshot %s is of volume %s; only an instance's snapshot makes an image, use create_volume for this one", p.ID, p.ResourceID)
-		}
-		return errs.New(errs.Conflict, "snapshot %s is of %s, and this server serves no instances", p.ID, p.ResourceID)
-	})
 }

@@ -2,6 +2,7 @@ package service
 
 import (
 	"context"
+	"encoding/json"
 	"time"
 
 	"cairn/internal/chain"
@@ -20,7 +21,8 @@ const (
 	VolumeCeased    VolumeStatus = "ceased"
 )
 
-// Volume is one row.
+// Volume is one row. A machine is one as well: the row of its system disk, whose
+// id is the machine's (docs/adr/0012-machines.md). It is in no list of volumes.
 type Volume struct {
 	ID          string
 	Zone        string
@@ -42,9 +44,22 @@ type Volume struct {
 	// rolled back volume still needs of the repository. The journal does not keep
 	// it: after a recover the volume is filled.
 	OnDemand bool
+
+	// InstanceID is the machine that has the volume, "" if none has; of a system
+	// disk it is the volume's own id. Device is where, as vdb.
+	InstanceID string
+	Device     string
+	// Of a system disk: what its machine is made of, and the image it was run
+	// from.
+	CPUs   int
+	Memory int64 // bytes
+	Image  string
 }
 
 // Snapshot is one row. chain.Point is what the rules read.
+//
+// An image is one as well: a full point that is its own resource and its own
+// chain, whose id begins with img-. It is in no list of snapshots.
 type Snapshot struct {
 	chain.Point
 	Zone         string
@@ -88,6 +103,7 @@ type SnapshotFilter struct {
 	Statuses   []chain.Status // empty: all but deleted and ceased, unless IDs are given: then all
 	Search     string         // substring of id or name, case-insensitive
 	RootID     string         // the incrementals under that full (the full itself is not listed)
+	Images     bool           // images instead of snapshots
 	Offset     int
 	Limit      int
 }
@@ -99,8 +115,10 @@ type VolumeFilter struct {
 	Type     *int
 	Statuses []VolumeStatus // empty: all but deleted and ceased, unless IDs are given
 	Search   string
-	Offset   int
-	Limit    int
+	// Instances: machines, by the rows of their system disks, instead of volumes.
+	Instances bool
+	Offset    int
+	Limit     int
 }
 
 // JobFilter selects a page of jobs, newest first, then ID.
@@ -182,6 +200,9 @@ type Tx interface {
 	Volume(zone, id string) (Volume, error) // any status but ceased; zone "" = any
 	UpdateVolume(v Volume) error            // by ID; every column
 	Volumes(f VolumeFilter) (rows []Volume, total int, err error)
+	// VolumesOf is every volume of a machine, its system disk first, then by
+	// Device.
+	VolumesOf(instanceID string) ([]Volume, error)
 	// VolumeByIdentity finds the registered volume, not ceased, with that
 	// identity or that path.
 	VolumeByIdentity(identity, path string) (Volume, bool, error)
@@ -200,7 +221,8 @@ type Tx interface {
 	// neither pending nor ceased, for accounting and scrub.
 	LivePoints(fn func(s Snapshot) error) error
 	// ExpiredPoints lists points in the recycle bin with a BinClock of at most
-	// the given one, at most limit of them, longest deleted first.
+	// the given one that nobody pins, at most limit of them, longest deleted
+	// first.
 	ExpiredPoints(binClock int64, limit int) ([]Snapshot, error)
 	// SetUnique writes what a mark found out about a point, if that still exists.
 	SetUnique(id string, uniqueBytes int64) error
@@ -212,6 +234,9 @@ type Tx interface {
 	// has another term or is ended already, it is job.ErrFenced. term < 0
 	// ends a job that is not claimed.
 	FinishJob(id string, term int64, out job.Outcome) error
+	// SaveJobState is job.Store's SaveState inside this transaction, of a job
+	// that is past its point of no return.
+	SaveJobState(id string, term int64, state json.RawMessage) error
 
 	// Lock gives holder (a job id) the resources (volume and snapshot ids),
 	// all or none; taken ones answer errs.Busy naming the first, its message

@@ -29,7 +29,7 @@ func (s *Service) DeleteVolumes(ctx context.Context, in VolumeSet) (job.Job, err
 	}
 	return s.submit(ctx, in.Origin, job.DeleteVolumes, func(tx Tx, j *job.Job) (any, error) {
 		for _, id := range ids {
-			if _, err := idleVolume(tx, in.Zone, id); err != nil {
+			if _, err := freeVolume(tx, in.Zone, id, "deleted"); err != nil {
 				return nil, err
 			}
 		}
@@ -41,7 +41,7 @@ func (s *Service) DeleteVolumes(ctx context.Context, in VolumeSet) (job.Job, err
 	})
 }
 
-// deleteVolumesJob removes volumes. There is no way back once it has begun.
+// deleteVolumesJob removes volumes, and with system disks their machines. There is no way back once it has begun.
 type deleteVolumesJob struct{ s *Service }
 
 func (h deleteVolumesJob) Do(ctx context.Context, run *job.Run) error {
@@ -68,12 +68,15 @@ func (h deleteVolumesJob) Do(ctx context.Context, run *job.Run) error {
 		if slices.Contains(notes.Removed, v.ID) || v.Driver != DriverManaged {
 			continue
 		}
+		if err := h.s.deleteMachine(ctx, v); err != nil {
+			return err
+		}
 		d, err := h.s.driver(v)
 		if err != nil {
 			return err
 		}
 		if err := d.Remove(ctx, v.spec()); err != nil {
-			return fmt.Errorf("remove volume %s: %w", v.ID, err)
+			return fmt.Errorf("remove %s: %w", named(v.ID), err)
 		}
 		notes.Removed = append(notes.Removed, v.ID)
 		if err := run.SaveState(ctx, notes, true); err != nil {
@@ -88,10 +91,25 @@ func (h deleteVolumesJob) Do(ctx context.Context, run *job.Run) error {
 	})
 }
 
+// deleteMachine ends the machine of a system disk; other volumes have none.
+func (s *Service) deleteMachine(ctx context.Context, v Volume) error {
+	if !isInstance(v.ID) || s.compute == nil {
+		return nil
+	}
+	if err := s.compute.Delete(ctx, v.ID); err != nil {
+		return fmt.Errorf("delete instance %s: %w", v.ID, err)
+	}
+	s.awaitGoodbye(ctx, v)
+	return nil
+}
+
 // ceaseVolumes ends volumes. Nothing descends from their points any more, so
-// these have no head.
+// these have no head; what was attached to a machine is free.
 func (s *Service) ceaseVolumes(tx Tx, ids []string) error {
 	for _, id := range ids {
+		if err := s.freeVolumes(tx, id); err != nil {
+			return err
+		}
 		if err := moveHead(tx, id, ""); err != nil {
 			return err
 		}
@@ -102,6 +120,27 @@ func (s *Service) ceaseVolumes(tx Tx, ids []string) error {
 	return changeVolumes(tx, ids, func(v *Volume) {
 		v.Status, v.StatusTime, v.Transition, v.MixedJob = VolumeCeased, s.now(), "", ""
 	})
+}
+
+// freeVolumes frees what is attached to a machine that ceases.
+func (s *Service) freeVolumes(tx Tx, instance string) error {
+	if !isInstance(instance) {
+		return nil
+	}
+	volumes, err := tx.VolumesOf(instance)
+	if err != nil {
+		return err
+	}
+	for _, v := range volumes {
+		if v.ID == instance {
+			continue
+		}
+		s.freeOne(&v)
+		if err := tx.UpdateVolume(v); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Undo ends a delete that cannot go on: volumes whose data is gone have

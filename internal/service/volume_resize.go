@@ -3,17 +3,20 @@ package service
 import (
 	"context"
 	"fmt"
+	"slices"
+	"strings"
 
 	"cairn/internal/errs"
 	"cairn/internal/job"
 )
 
-// ResizeVolumes starts growing managed volumes; the new tail is zeros.
+// ResizeVolumes starts growing managed volumes and system disks; the new tail is
+// zeros. A guest that runs sees the new size after a restart.
 func (s *Service) ResizeVolumes(ctx context.Context, in ResizeVolumes) (job.Job, error) {
 	if err := s.checkZone(in.Zone); err != nil {
 		return job.Job{}, err
 	}
-	ids, err := checkIDs("volume", volumePrefix, in.IDs)
+	ids, err := checkResources(in.IDs)
 	if err != nil {
 		return job.Job{}, err
 	}
@@ -30,7 +33,7 @@ func (s *Service) ResizeVolumes(ctx context.Context, in ResizeVolumes) (job.Job,
 				return nil, errs.New(errs.Conflict, "volume %s is registered; resize its file, device or export itself, the next snapshot notices", id)
 			}
 			if in.SizeBytes <= v.SizeBytes {
-				return nil, errs.New(errs.Conflict, "volume %s has %d bytes; volumes only grow, so ask for more than that", id, v.SizeBytes)
+				return nil, errs.New(errs.Conflict, "%s has %d bytes; volumes only grow, so ask for more than that", named(id), v.SizeBytes)
 			}
 		}
 		j.ResourceIDs = ids
@@ -67,8 +70,28 @@ func (h resizeJob) Do(ctx context.Context, run *job.Run) error {
 		if err != nil {
 			return err
 		}
-		return h.s.finish(tx, run, job.Outcome{Status: job.Successful})
+		info, err := h.info(tx, params.Volumes)
+		if err != nil {
+			return err
+		}
+		return h.s.finish(tx, run, job.Outcome{Status: job.Successful, Info: info})
 	})
+}
+
+// info says which machines have to be restarted: QEMU asks an NBD server for a
+// disk's size only when it opens it.
+func (h resizeJob) info(tx Tx, ids []string) (string, error) {
+	volumes, err := loadVolumes(tx, ids)
+	var machines []string
+	for _, v := range volumes {
+		if v.InstanceID != "" && !slices.Contains(machines, v.InstanceID) {
+			machines = append(machines, v.InstanceID)
+		}
+	}
+	if len(machines) == 0 {
+		return "", err
+	}
+	return "if it runs, restart it so that its guest sees the new size: " + strings.Join(machines, ", "), err
 }
 
 func (h resizeJob) each(ctx context.Context, id string, fn func(v Volume) error) error {

@@ -18,15 +18,30 @@ func (s *Service) Volumes(ctx context.Context, f VolumeFilter) (VolumePage, erro
 	}
 	var page VolumePage
 	var rows []Volume
+	names := map[string]string{}
 	err := s.store.View(ctx, func(tx Tx) (err error) {
-		rows, page.Total, err = tx.Volumes(f)
-		return err
+		if rows, page.Total, err = tx.Volumes(f); err != nil {
+			return err
+		}
+		for _, v := range rows {
+			if _, known := names[v.InstanceID]; known || v.InstanceID == "" {
+				continue
+			}
+			m, err := tx.Volume("", v.InstanceID)
+			if err != nil && !errs.Is(err, errs.NotFound) {
+				return err
+			}
+			names[v.InstanceID] = m.Name
+		}
+		return nil
 	})
 	if err != nil {
 		return VolumePage{}, err
 	}
 	for _, v := range rows {
-		page.Volumes = append(page.Volumes, s.view(ctx, v))
+		shown := s.view(ctx, v)
+		shown.InstanceName = names[v.InstanceID]
+		page.Volumes = append(page.Volumes, shown)
 	}
 	return page, nil
 }
@@ -35,7 +50,7 @@ func (s *Service) Volumes(ctx context.Context, f VolumeFilter) (VolumePage, erro
 // list it.
 func (s *Service) view(ctx context.Context, v Volume) VolumeView {
 	out := VolumeView{Volume: v}
-	if !s.isLive(v) || v.Status != VolumeAvailable {
+	if !s.isLive(v) || !v.hasContent() {
 		return out
 	}
 	var err error
@@ -203,14 +218,18 @@ func within(dir, path string) bool {
 
 // RenameVolumes changes name and description of volumes, all or none.
 func (s *Service) RenameVolumes(ctx context.Context, in Rename) error {
+	return s.renameVolumes(ctx, in, "volume", volumePrefix, "volume_name")
+}
+
+func (s *Service) renameVolumes(ctx context.Context, in Rename, kind, prefix, field string) error {
 	if err := s.checkZone(in.Zone); err != nil {
 		return err
 	}
-	ids, err := checkIDs("volume", volumePrefix, in.IDs)
+	ids, err := checkIDs(kind, prefix, in.IDs)
 	if err != nil {
 		return err
 	}
-	if err := in.check("volume_name"); err != nil {
+	if err := in.check(field); err != nil {
 		return err
 	}
 	return s.store.Update(ctx, func(tx Tx) error {
@@ -220,7 +239,7 @@ func (s *Service) RenameVolumes(ctx context.Context, in Rename) error {
 				return err
 			}
 			if v.Transition != "" {
-				return errs.New(errs.Busy, "volume %s is %s; please try later", id, v.Transition)
+				return errs.New(errs.Busy, "%s is %s; please try later", named(id), v.Transition)
 			}
 			v.Name, v.Description = in.apply(v.Name, v.Description)
 			if err := tx.UpdateVolume(v); err != nil {

@@ -14,6 +14,8 @@ import (
 
 	"go.uber.org/goleak"
 
+	"cairn/internal/compute"
+	"cairn/internal/compute/fake"
 	"cairn/internal/errs"
 	"cairn/internal/foldertest"
 	"cairn/internal/job"
@@ -45,6 +47,8 @@ type world struct {
 	live, still bool
 	// refused: the database counts as an older copy
 	refused string
+	// host runs machines; nil: none run here. It needs live.
+	host *fake.Host
 }
 
 func newWorld(t testing.TB) *world {
@@ -63,6 +67,9 @@ func (w *world) copyOf(t testing.TB) *world {
 	}
 	c := newWorld(t)
 	c.disk, c.max, c.live = w.disk.clone(), w.max, w.live
+	if w.host != nil {
+		c.withMachines(w.host.Clone())
+	}
 	if err := os.WriteFile(c.path, data, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -158,8 +165,12 @@ func (w *world) prepare(f *fuse) *process {
 		p.own = &ownership{taken: map[string]bool{}, points: map[string]string{}}
 		live = liveDriver{managed, p.own}
 	}
+	var machines compute.Driver
+	if w.host != nil {
+		machines = fusedMachines{fake.New(w.host), f}
+	}
 	p.Service, err = service.New(context.Background(), service.Config{
-		Store: rows, Refused: w.refused, Engine: p.mover, Zones: []string{zone}, Live: live,
+		Compute: machines, Store: rows, Refused: w.refused, Engine: p.mover, Zones: []string{zone}, Live: live,
 		Drivers: map[string]volume.Driver{
 			service.DriverManaged:    managed,
 			service.DriverRegistered: &driver{disk: w.disk, f: f, kind: service.DriverRegistered, clock: clock},
@@ -331,7 +342,7 @@ func (p *process) point(volumeID string) string {
 
 func (p *process) snapshot(id string) service.Snapshot {
 	p.t.Helper()
-	page, err := p.Snapshots(context.Background(), service.SnapshotFilter{Zone: zone, IDs: []string{id}, Limit: 1})
+	page, err := p.Snapshots(context.Background(), service.SnapshotFilter{Zone: zone, IDs: []string{id}, Limit: 1, Images: strings.HasPrefix(id, "img-")})
 	if err != nil || len(page.Snapshots) != 1 {
 		p.t.Fatalf("snapshot %s: %d found, %v", id, len(page.Snapshots), err)
 	}
@@ -340,11 +351,15 @@ func (p *process) snapshot(id string) service.Snapshot {
 
 func (p *process) volume(id string) service.Volume {
 	p.t.Helper()
-	page, err := p.Volumes(context.Background(), service.VolumeFilter{Zone: zone, IDs: []string{id}, Limit: 1})
-	if err != nil || len(page.Volumes) != 1 {
-		p.t.Fatalf("volume %s: %d found, %v", id, len(page.Volumes), err)
+	var rows []service.Volume
+	err := p.store.View(context.Background(), func(tx service.Tx) (err error) {
+		rows, _, err = tx.Volumes(service.VolumeFilter{Zone: zone, IDs: []string{id}, Instances: strings.HasPrefix(id, "ins-"), Limit: 1})
+		return err
+	})
+	if err != nil || len(rows) != 1 {
+		p.t.Fatalf("volume %s: %d found, %v", id, len(rows), err)
 	}
-	return page.Volumes[0].Volume
+	return rows[0]
 }
 
 // content is what a volume holds now.

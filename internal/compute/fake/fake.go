@@ -44,6 +44,20 @@ type machine struct {
 	console strings.Builder
 }
 
+// Clone is another host with the same machines, none of which is frozen. Its
+// exported fields are its own.
+func (h *Host) Clone() *Host {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	c := &Host{machines: map[string]*machine{}}
+	for id, m := range h.machines {
+		n := &machine{spec: m.spec, runs: m.runs, foreign: m.foreign}
+		n.console.WriteString(m.console.String())
+		c.machines[id] = n
+	}
+	return c
+}
+
 // Driver is one process's view of a Host.
 type Driver struct{ h *Host }
 

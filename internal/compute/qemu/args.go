@@ -18,7 +18,9 @@ const (
 	agentSocket   = "agent"
 	consoleSocket = "console"
 	consoleLog    = "console.log"
-	processLog    = "qemu.log"
+
+	agentChannel = "agent" // QEMU's name for the agent's socket
+	processLog   = "qemu.log"
 )
 
 const (
@@ -43,8 +45,8 @@ func arguments(s compute.Spec, accel string) ([]string, error) {
 		"-chardev", "socket,id=monitor,path=" + monitorSocket + ",server=on,wait=off", "-mon", "chardev=monitor,mode=control",
 		"-chardev", "socket,id=console,path=" + consoleSocket + ",server=on,wait=off,logfile=" + consoleLog + ",logappend=on", "-serial", "chardev:console",
 		"-device", "virtio-serial-pci,id=channels",
-		"-chardev", "socket,id=agent,path=" + agentSocket + ",server=on,wait=off",
-		"-device", "virtserialport,bus=channels.0,chardev=agent,name=org.qemu.guest_agent.0",
+		"-chardev", "socket,id=" + agentChannel + ",path=" + agentSocket + ",server=on,wait=off",
+		"-device", "virtserialport,bus=channels.0,chardev=" + agentChannel + ",name=org.qemu.guest_agent.0",
 		"-device", "virtio-rng-pci",
 	}
 	for i, disk := range s.Disks {

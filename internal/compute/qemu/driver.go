@@ -38,8 +38,11 @@ const DefaultBinary = "qemu-system-x86_64"
 type Driver struct {
 	dir    string
 	binary string
-	accel  string
+	asked  string // acceleration; "": the best that works
 	log    *slog.Logger
+
+	probing sync.Mutex // guards accel
+	accel   string     // "": not found out yet
 
 	mu       sync.Mutex // guards machines
 	machines map[string]*machine
@@ -57,8 +60,8 @@ type machine struct {
 	dir string
 }
 
-// New opens the folder. errs.Unavailable: there is no QEMU, or it does not run.
-func New(ctx context.Context, c Config) (*Driver, error) {
+// New opens the folder. errs.Unavailable: there is no QEMU.
+func New(c Config) (*Driver, error) {
 	if c.Binary == "" {
 		c.Binary = DefaultBinary
 	}
@@ -76,11 +79,7 @@ func New(ctx context.Context, c Config) (*Driver, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	accel, err := acceleration(ctx, binary, c.Acceleration)
-	if err != nil {
-		return nil, err
-	}
-	d := &Driver{dir: dir, binary: binary, accel: accel, log: c.Log, machines: map[string]*machine{}, ending: make(chan struct{})}
+	d := &Driver{dir: dir, binary: binary, asked: c.Acceleration, log: c.Log, machines: map[string]*machine{}, ending: make(chan struct{})}
 	d.chores.Go(d.trimConsoles)
 	return d, nil
 }
@@ -94,7 +93,24 @@ func (d *Driver) Close() error {
 
 // Capabilities tells what this driver can.
 func (d *Driver) Capabilities() compute.Capabilities {
+	d.probing.Lock()
+	defer d.probing.Unlock()
 	return compute.Capabilities{Run: true, Acceleration: d.accel}
+}
+
+// acceleration is found out when the first machine is started: it takes as long
+// as a machine of its own.
+func (d *Driver) acceleration(ctx context.Context) (string, error) {
+	d.probing.Lock()
+	defer d.probing.Unlock()
+	if d.accel != "" {
+		return d.accel, nil
+	}
+	accel, err := acceleration(ctx, d.binary, d.asked)
+	if err == nil {
+		d.accel = accel
+	}
+	return accel, err
 }
 
 func (d *Driver) machine(id string) *machine {
@@ -118,6 +134,17 @@ func (d *Driver) known(id string) (*machine, compute.Spec, error) {
 	s, err := m.load()
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, s, absent(id)
+	}
+	return m, s, err
+}
+
+// there is known for what needs no description: a damaged one keeps nobody from
+// asking, stopping, or defining the machine anew.
+func (d *Driver) there(id string) (*machine, compute.Spec, error) {
+	m, s, err := d.known(id)
+	if errs.Is(err, errs.Corrupt) {
+		d.log.Warn("a machine's description is damaged; it is made anew when the machine is started", "machine", id, "error", err)
+		return m, compute.Spec{ID: id}, nil
 	}
 	return m, s, err
 }
@@ -261,7 +288,7 @@ func (d *Driver) Describe(ctx context.Context, id string) (compute.Machine, erro
 	if err := ctx.Err(); err != nil {
 		return compute.Machine{}, err
 	}
-	m, s, err := d.known(id)
+	m, s, err := d.there(id)
 	if err != nil {
 		return compute.Machine{}, err
 	}
@@ -302,7 +329,7 @@ func (d *Driver) Delete(ctx context.Context, id string) error {
 
 // Console reads what the guest wrote to its serial port.
 func (d *Driver) Console(_ context.Context, id string, off int64) (io.ReadCloser, error) {
-	m, _, err := d.known(id)
+	m, _, err := d.there(id)
 	if err != nil {
 		return nil, err
 	}

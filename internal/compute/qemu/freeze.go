@@ -16,6 +16,9 @@ import (
 // on.
 const thawLimit = time.Minute
 
+// channelLimit is how long a monitor may take to tell whether there is an agent.
+const channelLimit = 500 * time.Millisecond
+
 // frozen is a guest at rest. Its agent's connection is its own, so that a
 // monitor which somebody else talks to does not keep it from going on.
 type frozen struct {
@@ -39,11 +42,37 @@ func (m *machine) agent(ctx context.Context) (a *qmp.Agent, err error) {
 	return a, err
 }
 
+// lacksAgent reports whether nobody in the guest has the agent's channel open,
+// so that none need be waited for. Where that cannot be told it does not.
+func (m *machine) lacksAgent(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, channelLimit)
+	defer cancel()
+	var channels []struct {
+		Label string
+		Open  bool `json:"frontend-open"`
+	}
+	m.Lock()
+	defer m.Unlock()
+	err := m.with(ctx, func(ctx context.Context, c *qmp.Client) error { return c.Do(ctx, "query-chardev", nil, &channels) })
+	if err != nil {
+		return false
+	}
+	for _, c := range channels {
+		if c.Label == agentChannel {
+			return !c.Open
+		}
+	}
+	return false
+}
+
 // Freeze brings the guest's filesystems to rest.
 func (d *Driver) Freeze(ctx context.Context, id string, limit time.Duration) (compute.Frozen, error) {
-	m, _, err := d.known(id)
+	m, _, err := d.there(id)
 	if err != nil {
 		return nil, err
+	}
+	if m.lacksAgent(ctx) {
+		return nil, errs.New(errs.Unavailable, "the guest of %s has no agent that listens", id)
 	}
 	a, err := m.agent(ctx)
 	if err != nil {

@@ -140,14 +140,18 @@ func (d *Driver) Start(ctx context.Context, id string) error {
 		if err := check(s); err != nil {
 			return err
 		}
-		args, err := arguments(s, d.accel)
+		accel, err := d.acceleration(ctx)
+		if err != nil {
+			return err
+		}
+		args, err := arguments(s, accel)
 		if err != nil {
 			return err
 		}
 		if err := m.spawn(ctx, d.binary, args); err != nil {
 			return err
 		}
-		d.log.Info("machine started", "machine", id, "acceleration", d.accel, "disks", len(s.Disks))
+		d.log.Info("machine started", "machine", id, "acceleration", accel, "disks", len(s.Disks))
 		return nil
 	})
 }
@@ -247,7 +251,7 @@ func (m *machine) lastWords() string {
 
 // Stop ends a machine.
 func (d *Driver) Stop(ctx context.Context, id string, grace time.Duration) (compute.Stop, error) {
-	m, _, err := d.known(id)
+	m, _, err := d.there(id)
 	if err != nil {
 		return compute.Stop{}, err
 	}

@@ -120,7 +120,7 @@ func (r *rig) named(id string) compute.Disk {
 
 func (r *rig) open(t *testing.T) *Driver {
 	t.Helper()
-	d, err := New(t.Context(), Config{Dir: r.dir, Acceleration: "tcg"})
+	d, err := New(Config{Dir: r.dir, Acceleration: "tcg"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -166,8 +166,40 @@ func TestAcceleration(t *testing.T) {
 	if _, err := acceleration(t.Context(), "/bin/true", "tcg"); !errs.Is(err, errs.Unavailable) {
 		t.Errorf("an emulator that runs nothing: %v", err)
 	}
-	if _, err := New(t.Context(), Config{Dir: t.TempDir(), Binary: "qemu-system-none"}); !errs.Is(err, errs.Unavailable) || !strings.Contains(err.Error(), "apt install") {
+	if _, err := New(Config{Dir: t.TempDir(), Binary: "qemu-system-none"}); !errs.Is(err, errs.Unavailable) || !strings.Contains(err.Error(), "apt install") {
 		t.Errorf("no emulator: %v", err)
+	}
+}
+
+// A description that is damaged hides no machine.
+func TestDamagedDescription(t *testing.T) {
+	needQEMU(t)
+	r := newRig(t)
+	d := r.open(t)
+	defer d.Close()
+	s := compute.Spec{ID: "ins-A", CPUs: 1, Memory: 32 << 20, Disks: []compute.Disk{r.disk(t, "vol-A")}}
+	for _, err := range []error{d.Define(t.Context(), s), d.Start(t.Context(), s.ID)} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(r.dir, s.ID, specFile), []byte(`{"id": "ins-`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	all, err := d.List(t.Context())
+	if err != nil || len(all) != 1 || all[0].ID != s.ID || all[0].State != compute.Running {
+		t.Errorf("the list: %+v, %v", all, err)
+	}
+	if err := d.Start(t.Context(), s.ID); !errs.Is(err, errs.Corrupt) {
+		t.Errorf("a start: %v", err)
+	}
+	if _, err := d.Stop(t.Context(), s.ID, 0); err != nil {
+		t.Errorf("a stop: %v", err)
+	}
+	for _, err := range []error{d.Define(t.Context(), s), d.Start(t.Context(), s.ID), d.Delete(t.Context(), s.ID)} {
+		if err != nil {
+			t.Errorf("defined anew: %v", err)
+		}
 	}
 }
 

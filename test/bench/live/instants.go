@@ -53,6 +53,7 @@ func (r *results) measureInstants(ctx context.Context, work string) (err error) 
 		{"clones", r.measureClones},
 		{"rollback", r.measureRollback},
 		{"1 TiB, nothing changed", r.measureNothing},
+		{"a machine", r.measureMachine},
 	} {
 		begin := time.Now()
 		if err := step.do(ctx, c); err != nil {

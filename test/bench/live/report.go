@@ -16,6 +16,7 @@ type results struct {
 	conf   config
 	tables map[string]map[string][]float64 // MiB/s of each run, by job and server
 	instants
+	machineFigures
 }
 
 func (r *results) add(job, name string, v float64) {
@@ -107,6 +108,7 @@ func (r *results) report(ctx context.Context) string {
 		b.WriteString("\n")
 	}
 	b.WriteString("\n\"During full backups\" means that one full point after the other is taken of the very volume meanwhile, on the same cores. All cairn volumes are in one server, which is idle but for the volume that is measured.\n")
+	r.machineFigures.report(&b)
 	return b.String()
 }
 

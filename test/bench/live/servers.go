@@ -62,6 +62,7 @@ func (p *process) stop() error {
 type rig struct {
 	*process
 	*client.Client
+	data string // its folder
 }
 
 func startCairn(ctx context.Context, binary, dir string) (*rig, error) {
@@ -78,7 +79,7 @@ func startCairn(ctx context.Context, binary, dir string) (*rig, error) {
 	if err != nil {
 		return nil, errors.Join(err, p.stop())
 	}
-	return &rig{p, c}, nil
+	return &rig{p, c, data}, nil
 }
 
 // ended waits for a job and returns the ids of what it made.

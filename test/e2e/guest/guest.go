@@ -17,14 +17,11 @@ import (
 	"bufio"
 	"bytes"
 	_ "embed"
-	"encoding/base64"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -68,15 +65,13 @@ type Guest struct {
 	cmd  *exec.Cmd
 	gone chan struct{} // closed when QEMU has ended
 
-	mu  sync.Mutex // one command at a time
-	in  io.Writer
-	out *bufio.Reader
+	shell
 }
 
 // Start boots a guest, which ends with the test at the latest.
 func Start(t testing.TB, config Config) *Guest {
 	t.Helper()
-	p := find(t, config)
+	p := find(t, config, nil)
 	g := &Guest{dir: t.TempDir(), gone: make(chan struct{})}
 	initramfs := filepath.Join(g.dir, "initramfs")
 	if err := p.pack(initramfs, config); err != nil {
@@ -112,7 +107,7 @@ func (g *Guest) boot(t testing.TB) {
 		t.Fatal(err)
 	}
 	g.cmd.Stdout = w
-	g.in, g.out = in, bufio.NewReader(out)
+	g.shell.in, g.shell.out = in, bufio.NewReader(out)
 	err = g.cmd.Start()
 	_ = w.Close() // QEMU has its own
 	if err != nil {
@@ -139,25 +134,13 @@ func (g *Guest) boot(t testing.TB) {
 // outputs, and its exit code. What it leaves running goes on.
 func (g *Guest) Run(t testing.TB, command string) (output string, code int) {
 	t.Helper()
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if _, err := io.WriteString(g.in, base64.StdEncoding.EncodeToString([]byte(command))+"\n"); err != nil {
-		t.Fatalf("the guest cannot be told to run %q: %v", command, err)
-	}
-	line, err := g.line(commandLimit)
+	late := time.AfterFunc(commandLimit, g.Kill)
+	defer late.Stop()
+	output, code, err := g.shell.run(command)
 	if err != nil {
 		t.Fatalf("the guest did not end %q: %v", command, err)
 	}
-	var size int
-	if _, err := fmt.Sscanf(line, "done %d %d", &code, &size); err != nil {
-		t.Fatalf("the guest answered %q to %q: %v", line, command, err)
-	}
-	b := make([]byte, size)
-	defer time.AfterFunc(commandLimit, g.Kill).Stop()
-	if _, err := io.ReadFull(g.out, b); err != nil {
-		t.Fatalf("read what %q printed: %v", command, err)
-	}
-	return string(b), code
+	return output, code
 }
 
 // Must is Run for a command that has to succeed; the output comes without the
@@ -174,7 +157,7 @@ func (g *Guest) Must(t testing.TB, command string) string {
 // line reads a line from the guest; one that is late loses its QEMU.
 func (g *Guest) line(limit time.Duration) (string, error) {
 	late := time.AfterFunc(limit, g.Kill)
-	line, err := g.out.ReadString('\n')
+	line, err := g.shell.out.ReadString('\n')
 	if !late.Stop() {
 		err = fmt.Errorf("not within %v", limit)
 	}
@@ -184,10 +167,7 @@ func (g *Guest) line(limit time.Duration) (string, error) {
 // Stop switches the guest off, without a sync or an unmount.
 func (g *Guest) Stop(t testing.TB) {
 	t.Helper()
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	off := base64.StdEncoding.EncodeToString([]byte("poweroff -f"))
-	if _, err := io.WriteString(g.in, off+"\n"); err != nil {
+	if _, err := g.shell.send("poweroff -f"); err != nil {
 		t.Fatalf("the guest cannot be told to stop: %v", err)
 	}
 	timer := time.NewTimer(stopLimit)

@@ -1,6 +1,7 @@
 #!/bin/busybox sh
-# The first and only process of a guest: loads modules, then runs what comes
-# over the second serial port. The first one is the kernel's console.
+# The first process of a guest: loads modules, then runs what comes over a
+# serial port, of which the kernel's command line tells (control=), else the
+# second one. The first one is the kernel's console as well.
 /bin/busybox --install -s /bin
 export PATH=/host/bin:/bin HOME=/run
 mount -t proc proc /proc
@@ -22,11 +23,30 @@ if [ -e /sys/class/net/eth0 ]; then
 	ip addr add 10.0.2.15/24 dev eth0
 fi
 
-stty -F /dev/ttyS1 raw -echo
-exec 3<>/dev/ttyS1
+# A disk that the machine was booted from has a filesystem for data.
+if [ -b /dev/vda2 ]; then
+	mount -t ext4 /dev/vda2 /mnt || echo "guest: no data filesystem"
+fi
+# Who presses the power button wants the machine off.
+mkdir -p /etc/acpi/PWRF
+printf '#!/bin/sh\numount /mnt\npoweroff -f\n' >/etc/acpi/PWRF/00000080
+chmod +x /etc/acpi/PWRF/00000080
+acpid -d >/run/acpid.log 2>&1 &
+if [ -e /host/bin/qemu-ga ] && [ -c /dev/vport1p1 ]; then
+	mkdir -p /var/run
+	qemu-ga -m virtio-serial -p /dev/vport1p1 -t /run >/run/agent.log 2>&1 &
+fi
+
+port=ttyS1
+for word in $(cat /proc/cmdline); do
+	case $word in control=*) port=${word#control=} ;; esac
+done
+dmesg -n 1 # the port may be the console
+stty -F /dev/$port raw -echo
+exec 3<>/dev/$port
 echo ready >&3
 n=0
-while read -r line <&3; do
+while read -r tag line <&3; do
 	n=$((n + 1))
 	command=$(echo "$line" | base64 -d)
 	# Each has a file of its own: what a command leaves running may go on
@@ -34,7 +54,7 @@ while read -r line <&3; do
 	(eval "$command") </dev/null >/run/output.$n 2>&1 3>&-
 	code=$?
 	size=$(stat -c %s /run/output.$n)
-	echo "done $code $size" >&3
+	echo "done $tag $code $size" >&3
 	head -c "$size" /run/output.$n >&3
 	rm /run/output.$n
 done

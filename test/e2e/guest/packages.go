@@ -122,11 +122,15 @@ func realName(name string) (string, error) {
 }
 
 func output(dir, program string, args ...string) (string, error) {
+	return outputWith(nil, dir, program, args...)
+}
+
+func outputWith(env []string, dir, program string, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), fetchLimit)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "LC_ALL=C")
+	cmd.Env = append(append(os.Environ(), "LC_ALL=C"), env...)
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()

@@ -1,6 +1,7 @@
 package guest
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -20,16 +21,37 @@ type parts struct {
 }
 
 // find looks for everything; what cannot be had skips the test.
-func find(t testing.TB, config Config) parts {
+func find(t testing.TB, config Config, tools []string) parts {
 	t.Helper()
-	if runtime.GOARCH != "amd64" || runtime.GOOS != "linux" {
-		t.Skip("skipped: guests are made of Debian's packages for amd64")
+	p, err := gather(config, tools)
+	var missing missingError
+	if errors.As(err, &missing) {
+		t.Skipf("skipped: %v (make setup installs what tests need, on Debian)", err)
 	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// missingError is something that cannot be had here.
+type missingError struct{ error }
+
+func missing(format string, args ...any) error {
+	return missingError{fmt.Errorf(format, args...)}
+}
+
+// gather looks for everything. tools are packages whose programs are for the
+// host.
+func gather(config Config, tools []string) (parts, error) {
 	var p parts
+	if runtime.GOARCH != "amd64" || runtime.GOOS != "linux" {
+		return p, missing("guests are made of Debian's packages for amd64")
+	}
 	for tool, path := range map[string]*string{"qemu-system-x86_64": &p.qemu, "busybox": &p.busybox, "apt-get": nil, "dpkg-deb": nil} {
 		found, err := exec.LookPath(tool)
 		if err != nil {
-			t.Skipf("skipped: no %s here (make setup installs what tests need, on Debian)", tool)
+			return p, missing("no %s here", tool)
 		}
 		if path != nil {
 			*path = found
@@ -37,26 +59,26 @@ func find(t testing.TB, config Config) parts {
 	}
 	c, err := openCache()
 	if err != nil {
-		t.Fatalf("open the cache of packages: %v", err)
+		return p, fmt.Errorf("open the cache of packages: %w", err)
 	}
-	for _, name := range append([]string{kernelPackage}, config.Packages...) {
+	for _, name := range slices.Concat([]string{kernelPackage}, config.Packages, tools) {
 		root, err := c.unpacked(name)
 		if err != nil {
-			t.Skipf("skipped: no Debian package %s here: %v", name, err)
+			return p, missing("no Debian package %s here: %w", name, err)
 		}
 		p.roots = append(p.roots, root)
 	}
 	if p.kernel, err = openKernel(p.roots[0]); err != nil {
-		t.Fatalf("look into the kernel's package: %v", err)
+		return p, fmt.Errorf("look into the kernel's package: %w", err)
 	}
 	p.roots = append(p.roots[1:], "/")
 	p.programs = map[string]string{}
 	for _, name := range config.Programs {
 		if p.programs[name], err = p.program(name); err != nil {
-			t.Skipf("skipped: %v (make setup installs what tests need, on Debian)", err)
+			return p, missing("%w", err)
 		}
 	}
-	return p
+	return p, nil
 }
 
 // program finds a program by its name.
