@@ -32,10 +32,12 @@ mkdir -p /etc/acpi/PWRF
 printf '#!/bin/sh\numount /mnt\npoweroff -f\n' >/etc/acpi/PWRF/00000080
 chmod +x /etc/acpi/PWRF/00000080
 acpid -d >/run/acpid.log 2>&1 &
-if [ -e /host/bin/qemu-ga ] && [ -c /dev/vport1p1 ]; then
-	mkdir -p /var/run
-	qemu-ga -m virtio-serial -p /dev/vport1p1 -t /run >/run/agent.log 2>&1 &
-fi
+mkdir -p /var/run
+for channel in /dev/vport*; do
+	if [ -e /host/bin/qemu-ga ] && [ -c "$channel" ]; then
+		qemu-ga -m virtio-serial -p "$channel" -t /run >/run/agent.log 2>&1 &
+	fi
+done
 
 port=ttyS1
 for word in $(cat /proc/cmdline); do
