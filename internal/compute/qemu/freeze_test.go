@@ -2,6 +2,7 @@ package qemu
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -68,7 +69,7 @@ func (a *guestAgent) serve(l net.Listener) {
 				Execute   string
 				Arguments json.RawMessage
 			}
-			if json.Unmarshal([]byte(strings.TrimLeft(lines.Text(), "\ufffd\xff")), &q) != nil {
+			if json.Unmarshal(bytes.TrimPrefix(lines.Bytes(), []byte{0xff}), &q) != nil {
 				continue
 			}
 			if _, err := fmt.Fprintln(nc, a.answer(q.Execute, q.Arguments)); err != nil {
