@@ -5,7 +5,7 @@
 # inside MACHINE COMMAND: what the command prints in the guest; the first one
 # waits until that has booted.
 inside() {
-	"$guestctl" run "$data/machines/$1/console" "$2" || fail "in the guest of $1: $2"
+	"$guestctl" run "$data/volumes/machines/$1/console" "$2" || fail "in the guest of $1: $2"
 }
 
 tell() { # MACHINE COMMAND: shown

@@ -67,7 +67,7 @@ func TestScripts(t *testing.T) {
 // endMachines kills what a script that failed left running: machines outlive
 // their server.
 func endMachines(folder string) {
-	files, err := filepath.Glob(filepath.Join(folder, "d", "machines", "*", "pid"))
+	files, err := filepath.Glob(filepath.Join(folder, "d", "volumes", "machines", "*", "pid"))
 	if err != nil {
 		return // the pattern is right
 	}

@@ -72,9 +72,9 @@ func newServeCommand() *cobra.Command {
   repo.key      the key of the repository. Copy it away: without it nothing can
                 be read, and whoever has it can read everything. cairn key adds
                 passphrases, further key files and a recovery key
-  volumes/      managed volumes, and nbd.sock, where they are served as block
-                devices to this machine's owner of DIR (volume connect)
-  machines/     instances: what they are made of, their consoles
+  volumes/      managed volumes; nbd.sock, where they are served as block
+                devices to this machine's owner of DIR (volume connect); and
+                machines/, what instances are made of, and their consoles
   index/        dedup index, an accelerator that may be lost
   cairn.sock    the same API for this machine's owner of DIR; only there may
                 paths on the server be named (volume register)
@@ -321,7 +321,7 @@ func (c serveConfig) open(ctx context.Context, dir string, server *nbd.Server, l
 	if err != nil {
 		return nil, closers, err
 	}
-	machines, none, err := c.openMachines(filepath.Join(dir, "machines"), log)
+	machines, none, err := c.openMachines(filepath.Join(volumes, "machines"), log)
 	if err != nil {
 		return nil, closers, err
 	}

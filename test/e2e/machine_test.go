@@ -101,7 +101,7 @@ type machineShell struct {
 // shell waits until a machine's guest has booted.
 func (r *machineRig) shell(t *testing.T, id string) machineShell {
 	t.Helper()
-	g, err := guest.Dial(filepath.Join(r.srv.Dir, "machines", id, "console"), machineBoot)
+	g, err := guest.Dial(filepath.Join(r.srv.Dir, "volumes", "machines", id, "console"), machineBoot)
 	if err != nil {
 		t.Fatalf("%v\nits console: %s", err, r.console(t, id))
 	}
@@ -294,7 +294,7 @@ func TestMachineThatDoesNotObey(t *testing.T) {
 // after a look that it is what it should be.
 func (r *machineRig) signalQEMU(t *testing.T, id, signal string) {
 	t.Helper()
-	b, err := os.ReadFile(filepath.Join(r.srv.Dir, "machines", id, "pid"))
+	b, err := os.ReadFile(filepath.Join(r.srv.Dir, "volumes", "machines", id, "pid"))
 	if err != nil {
 		t.Fatal(err)
 	}

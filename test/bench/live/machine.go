@@ -106,7 +106,7 @@ func (r *rig) pointOf(ctx context.Context, resources ...string) ([]string, error
 
 // inside runs a command in the machine's guest once that has booted.
 func (r *rig) inside(machine, command string) error {
-	g, err := guest.Dial(filepath.Join(r.data, "machines", machine, "console"), guestLimit)
+	g, err := guest.Dial(filepath.Join(r.data, "volumes", "machines", machine, "console"), guestLimit)
 	if err != nil {
 		return err
 	}
