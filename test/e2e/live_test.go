@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"math/rand/v2"
@@ -253,8 +254,10 @@ func (l *liveRig) clone(t *testing.T, id string, points map[string]*harness.Imag
 	if err := c.ReadAt(t.Context(), got, 0); err != nil {
 		t.Fatal(err)
 	}
-	if !want.Is(got) {
-		t.Fatal("the clone holds something else")
+	if at := want.Differs(bytes.NewReader(got)); at != nil {
+		again := make([]byte, len(got))
+		err := c.ReadAt(t.Context(), again, 0)
+		t.Fatalf("the clone holds something else: %v; read again: %v, %v", at, want.Differs(bytes.NewReader(again)), err)
 	}
 	if err := c.Close(); err != nil {
 		t.Fatal(err)

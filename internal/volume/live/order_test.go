@@ -3,9 +3,13 @@ package live
 import (
 	"bytes"
 	"context"
+	"errors"
+	"io"
 	"runtime"
 	"testing"
 
+	"cairn/internal/extent"
+	"cairn/internal/nbd"
 	"cairn/internal/volume"
 )
 
@@ -99,6 +103,55 @@ func TestRecordBeforeMap(t *testing.T) {
 			v.state.Unlock()
 			ok(t, <-made)
 			ok(t, <-written)
+			ok(t, d.Close())
+		})
+	}
+}
+
+// treeThat does something before it tells where its data is.
+type treeThat struct {
+	volume.Tree
+	before func()
+}
+
+func (t treeThat) Data(ctx context.Context, off int64) (extent.Range, error) {
+	t.before()
+	return t.Tree.Data(ctx, off)
+}
+
+// A cluster that becomes local while somebody asks where data is must not be
+// taken for a hole: not in the data file yet, and no longer in the tree.
+func TestDataBesideInstall(t *testing.T) {
+	const size, at = 4 * clusterSize, 1
+	content := make([]byte, size)
+	copy(content[at*clusterSize:], bytes.Repeat([]byte("tree"), clusterSize/4))
+	for name, ask := range map[string]func(ctx context.Context, d *Driver, v *vol) (extent.Range, error){
+		"a client": func(ctx context.Context, _ *Driver, v *vol) (extent.Range, error) {
+			found, err := backend{v}.Status(ctx, nil, nbd.BaseAllocation, 0, size, 10)
+			for _, e := range found {
+				if e.Flags&nbd.Zero == 0 {
+					return extent.Range{Off: e.Off, Len: e.Len}, err
+				}
+			}
+			return extent.Range{}, errors.Join(err, io.EOF)
+		},
+		"a capture": func(ctx context.Context, d *Driver, v *vol) (extent.Range, error) {
+			in, err := d.Freeze(ctx, "hold", []volume.Spec{{ID: v.id, SizeBytes: size}}, nil)
+			if err != nil {
+				return extent.Range{}, err
+			}
+			r, err := in.Source(0).Data(ctx, 0)
+			return r, errors.Join(err, in.Close())
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d, v, _ := cloned(t, content)
+			w := v.view.Load()
+			w.base = treeThat{w.base, func() { ok(t, v.localize(t.Context(), w, at)) }}
+			r, err := ask(t.Context(), d, v)
+			if err != nil || r.Off > at*clusterSize || r.End() < (at+1)*clusterSize {
+				t.Errorf("data is said to be %+v, %v", r, err)
+			}
 			ok(t, d.Close())
 		})
 	}

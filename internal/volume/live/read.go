@@ -212,18 +212,24 @@ func (v *vol) seekData(off, size int64) (extent.Range, error) {
 	return found, nil
 }
 
-// data is the first range from off on that may hold anything but zeros.
+// data is the first range from off on that may hold anything but zeros. The tree
+// is asked first: clusters go from it to the data file, and lie there before it
+// is said. The other way round one that goes meanwhile would be in neither.
 func (v *vol) data(ctx context.Context, w *view, off int64) (extent.Range, error) {
+	foreign, ferr := extent.Range{}, io.EOF
+	if w.base != nil {
+		foreign, ferr = w.foreignData(ctx, off)
+	}
 	local, err := v.seekData(off, w.size)
-	end := errors.Is(err, io.EOF)
-	if w.base == nil || err != nil && !end {
+	switch {
+	case errors.Is(ferr, io.EOF):
 		return local, err
+	case ferr != nil:
+		return foreign, ferr
+	case errors.Is(err, io.EOF) || err == nil && foreign.Off < local.Off:
+		return foreign, nil
 	}
-	foreign, ferr := w.foreignData(ctx, off)
-	if errors.Is(ferr, io.EOF) || ferr == nil && !end && local.Off <= foreign.Off {
-		return local, err
-	}
-	return foreign, ferr
+	return local, err
 }
 
 // foreignData is the first range from off on of clusters that are the tree's
