@@ -36,14 +36,14 @@ func (s *Service) AttachVolumes(ctx context.Context, in AttachVolumes) (job.Job,
 	if err != nil {
 		return job.Job{}, err
 	}
-	if err := s.needMachines(); err != nil {
-		return job.Job{}, err
-	}
 	if err := s.refuseConnected(ctx, in.Zone, ids, "attached"); err != nil {
 		return job.Job{}, err
 	}
 	return s.submit(ctx, in.Origin, job.AttachVolumes, func(tx Tx, j *job.Job) (any, error) {
 		if _, err := idleVolume(tx, in.Zone, in.Instance); err != nil {
+			return nil, err
+		}
+		if err := s.needMachines(); err != nil {
 			return nil, err
 		}
 		have, err := tx.VolumesOf(in.Instance)

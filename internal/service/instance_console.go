@@ -14,13 +14,13 @@ func (s *Service) InstanceConsole(ctx context.Context, zone, id string, off int6
 	if err != nil {
 		return nil, err
 	}
-	if err := s.needMachines(); err != nil {
-		return nil, err
-	}
 	err = s.store.View(ctx, func(tx Tx) error {
 		_, err := tx.Volume(zone, ids[0])
 		return err
 	})
+	if err == nil {
+		err = s.needMachines()
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -56,12 +56,12 @@ func (s *Service) RunInstances(ctx context.Context, in RunInstances) (job.Job, e
 	case in.Memory < compute.MinMemory || in.Memory > compute.MaxMemory:
 		return job.Job{}, errs.New(errs.Invalid, "memory is %d MB; an instance has %d to %d MB", in.Memory>>20, compute.MinMemory>>20, int64(compute.MaxMemory)>>20)
 	}
-	if err := s.needMachines(); err != nil {
-		return job.Job{}, err
-	}
 	return s.submit(ctx, in.Origin, job.RunInstances, func(tx Tx, j *job.Job) (any, error) {
 		image, err := restorablePoint(tx, in.Zone, images[0])
 		if err != nil {
+			return nil, err
+		}
+		if err := s.needMachines(); err != nil {
 			return nil, err
 		}
 		params := runParams{Image: image.ID}

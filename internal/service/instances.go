@@ -251,9 +251,6 @@ func (s *Service) power(ctx context.Context, in InstanceSet, action job.Action, 
 	if err != nil {
 		return job.Job{}, err
 	}
-	if err := s.needMachines(); err != nil {
-		return job.Job{}, err
-	}
 	params := powerParams{Instances: ids, Grace: s.stopGrace}
 	if in.Force {
 		params.Grace = 0
@@ -264,6 +261,9 @@ func (s *Service) power(ctx context.Context, in InstanceSet, action job.Action, 
 			if _, err := idleVolume(tx, in.Zone, id); err != nil {
 				return nil, err
 			}
+		}
+		if err := s.needMachines(); err != nil {
+			return nil, err
 		}
 		if err := tx.Lock(j.ID, ids...); err != nil {
 			return nil, err

@@ -568,6 +568,8 @@ func TestMachineRefusals(t *testing.T) {
 	})
 	in(t, func(t *testing.T, p *process) {
 		_, err := p.runMachines("img-AAAAAAAA", 1)
+		refused(t, errs.NotFound, "img-AAAAAAAA does not exist", err)
+		_, err = p.runMachines(p.image(), 1)
 		refused(t, errs.Conflict, "runs no machines", err)
 	})
 }

@@ -33,14 +33,15 @@ func errorRows() []row {
 		bad("router 404", "GET", "/nothing/here", ``, 404, "2100", ""),
 		bad("router 404 in a zone", "GET", "nothing", ``, 404, "2100", ""),
 		bad("the root", "GET", "/", ``, 404, "2100", ""),
-		bad("instances come later", "GET", "instances", ``, 404, "2100", ""),
-		bad("images come later", "GET", "images", ``, 404, "2100", ""),
-		{says: "attach and detach come later", do: func(t *testing.T, f *fixture) {
-			for _, path := range []string{"volumes/attach", "volumes/detach"} {
-				r := f.api().Send(t, "POST", path, map[string]any{})
-				r.WantError(t, http.StatusNotFound, "2100")
-			}
-		}},
+		bad("run: an unknown image", "POST", "instances", `{"instance":{"image_id":"img-NOTTHERE","instance_name":"x"}}`, 404, "2100", "img-NOTTHERE"),
+		bad("run: a volume for an image", "POST", "instances", `{"instance":{"image_id":"{a}","instance_name":"x"}}`, 400, "1100", "id of a volume"),
+		bad("start: an unknown instance", "POST", "instances/start", `{"instances":["ins-NOTTHERE"]}`, 404, "2100", "ins-NOTTHERE"),
+		bad("instance delete: an unknown one", "DELETE", "instances/ins-NOTTHERE", ``, 404, "2100", "ins-NOTTHERE"),
+		bad("image delete: an unknown one", "DELETE", "images/img-NOTTHERE", ``, 404, "2100", "img-NOTTHERE"),
+		bad("attach: an unknown instance", "POST", "volumes/attach", `{"instance_id":"ins-NOTTHERE","volumes":["{a}"]}`, 404, "2100", "ins-NOTTHERE"),
+		bad("attach: nothing", "POST", "volumes/attach", `{}`, 400, "1100", "instance_id"),
+		bad("detach: nothing", "POST", "volumes/detach", `{}`, 400, "1100", "volumes"),
+		bad("detach: what is not attached", "POST", "volumes/detach", `{"volumes":["{a}"]}`, 409, "1400", "not attached"),
 		bad("lease: nothing named", "POST", "lease", `{}`, 400, "1100", "resources"),
 		bad("lease: an unknown point", "POST", "lease", `{"resources":["ss-NOTTHERE"]}`, 404, "2100", "ss-NOTTHERE"),
 		bad("lease: a volume", "POST", "lease", `{"resources":["vol-NOTTHERE"]}`, 400, "1100", "id of a volume"),

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"net/http"
 	"strings"
 	"testing"
@@ -120,7 +121,7 @@ func TestLiveScratchFills(t *testing.T) {
 		if round == 20*rounds {
 			t.Fatalf("of %d points %d failed", round, failed)
 		}
-		stop := l.write(t, c)
+		stop := l.storm(t, c)
 		j := l.cutPoint(t, func(harness.Job) {})
 		if j.Status == "failed" {
 			if !strings.Contains(j.Info, "the scratch space of 1 MiB is full") {
@@ -136,6 +137,40 @@ func TestLiveScratchFills(t *testing.T) {
 	}
 	t.Logf("%d points failed", failed)
 	l.srv.API().ScrubClean(t)
+}
+
+// storm writes runs of pages, back to front, as fast as one connection takes
+// them: a point, which goes front to back, meets it on its way.
+func (l *liveRig) storm(t *testing.T, c *nbd.Client) (stop func()) {
+	const run = 50 // pages
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for first := livePages - run; ctx.Err() == nil; first = (first - run + livePages) % livePages {
+			var data []byte
+			l.mu.Lock()
+			for page := first; page < first+run; page++ {
+				l.last++
+				l.maybe[page] = l.last
+				data = append(data, numbered(l.last)...)
+			}
+			l.mu.Unlock()
+			// Not with ctx: a write that is given up is not answered.
+			if err := c.WriteAt(context.Background(), data, int64(first)*livePage, 0); err != nil {
+				return
+			}
+			l.mu.Lock()
+			for page := first; page < first+run; page++ {
+				l.holds[page], l.maybe[page] = l.maybe[page], 0
+			}
+			l.mu.Unlock()
+		}
+	}()
+	return func() {
+		cancel()
+		<-done
+	}
 }
 
 // fill writes to every page.
