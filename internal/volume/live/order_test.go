@@ -4,10 +4,14 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"math/rand/v2"
 	"runtime"
+	"sync"
 	"testing"
 
+	"cairn/internal/errs"
 	"cairn/internal/extent"
 	"cairn/internal/nbd"
 	"cairn/internal/volume"
@@ -154,5 +158,89 @@ func TestDataBesideInstall(t *testing.T) {
 			}
 			ok(t, d.Close())
 		})
+	}
+}
+
+// While a volume is filled, clients and captures that leave out what is said to
+// be zeros have the whole content.
+func TestFillBesideReaders(t *testing.T) {
+	const size = 96 * clusterSize
+	rng := rand.New(rand.NewPCG(7, 7))
+	for range 20 {
+		content := make([]byte, size)
+		for at := range size / clusterSize {
+			if rng.IntN(3) > 0 {
+				copy(content[at*clusterSize:], bytes.Repeat([]byte{byte(1 + rng.IntN(255))}, clusterSize))
+			}
+		}
+		d, v, _ := cloned(t, content)
+		s := volume.Spec{ID: v.id, SizeBytes: size}
+		var all sync.WaitGroup
+		done := make(chan struct{})
+		for range 3 {
+			all.Go(func() {
+				for more := true; more; {
+					select {
+					case <-done:
+						more = false // once more, of what is filled
+					default:
+					}
+					readSparse(t, content, func(off int64) (extent.Range, error) { return v.data(t.Context(), v.view.Load(), off) },
+						func(p []byte, off int64) error { return backend{v}.ReadAt(t.Context(), p, off) })
+				}
+			})
+		}
+		all.Go(func() {
+			for n := range 5 {
+				in, err := d.Freeze(t.Context(), fmt.Sprint("hold ", n), []volume.Spec{s}, nil)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				src := in.Source(0)
+				readSparse(t, content, func(off int64) (extent.Range, error) { return src.Data(t.Context(), off) },
+					func(p []byte, off int64) error { return src.ReadAt(t.Context(), p, off) })
+				if err := in.Close(); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+		for { // an instant that needs the base keeps a fill from its end
+			err := d.Fill(t.Context(), s, func(context.Context, int64) error { return nil })
+			if err == nil {
+				break
+			}
+			if !errs.Is(err, errs.Busy) {
+				t.Error(err)
+				break
+			}
+			runtime.Gosched()
+		}
+		close(done)
+		all.Wait()
+		ok(t, d.Close())
+	}
+}
+
+// readSparse reads what is called data; the rest must be zeros.
+func readSparse(t *testing.T, content []byte, data func(off int64) (extent.Range, error), readAt func(p []byte, off int64) error) {
+	t.Helper()
+	got := make([]byte, len(content))
+	for off := int64(0); off < int64(len(got)); {
+		r, err := data(off)
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err == nil {
+			err = readAt(got[r.Off:r.End()], r.Off)
+		}
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		off = r.End()
+	}
+	if !bytes.Equal(got, content) {
+		t.Error("what is called data is not all there is")
 	}
 }
