@@ -230,10 +230,17 @@ func newMasks(clusters int64) *masks {
 	return &masks{blocks: make([]atomic.Pointer[maskBlock], (clusters+maskClusters-1)/maskClusters)}
 }
 
+// resized is a copy for another number of clusters, which shares no later change.
 func (m *masks) resized(clusters int64) *masks {
 	out := newMasks(clusters)
 	for i := range min(len(out.blocks), len(m.blocks)) {
-		out.blocks[i].Store(m.blocks[i].Load())
+		if b := m.blocks[i].Load(); b != nil {
+			own := new(maskBlock)
+			for c := range b {
+				own[c].Store(b[c].Load())
+			}
+			out.blocks[i].Store(own)
+		}
 	}
 	return out
 }

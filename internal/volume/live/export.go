@@ -167,6 +167,9 @@ func (b backend) Cache(ctx context.Context, off, length int64) error {
 	}
 	for at := w.tree.next(off / clusterSize); at*clusterSize < off+length && at < w.tree.n; at = w.tree.next(at + 1) {
 		if err := b.v.localize(ctx, w, at); err != nil {
+			if b.v.view.Load() != w {
+				return nil // its base is closed; this is advice
+			}
 			return err
 		}
 	}

@@ -391,20 +391,36 @@ func (d *Driver) Grow(ctx context.Context, s volume.Spec, newSize int64) error {
 	if err := setSize(v.f, v.id, newSize); err != nil {
 		return err
 	}
-	v.gate.Lock()
-	n := clusters(newSize)
-	v.view.Store(&view{size: newSize, base: w.base, tree: w.tree.resized(n), pages: w.pages.resized(n)})
-	v.dirty = v.dirty.resized(n)
-	v.intents.Store(v.intents.Load().resized(regions(newSize)))
-	v.since = "" // a checkpoint is of one size
-	v.gate.Unlock()
-	if err := v.rewrite(false); err != nil {
+	if err := v.grown(w, newSize); err != nil {
 		return err
 	}
 	if e := v.served.Load(); e != nil {
 		return e.SetSize(newSize)
 	}
 	return nil
+}
+
+// grown makes a larger map true, durably. Nothing is appended meanwhile: a
+// record of what lies behind the old end would damage the old state file.
+func (v *vol) grown(w *view, size int64) error {
+	// Writers wait for the sync below: most of what it has to do is done before.
+	if err := v.syncData(); err != nil {
+		return err
+	}
+	v.gate.Lock()
+	defer v.gate.Unlock()
+	v.state.Lock()
+	defer v.state.Unlock()
+	undo, n := v.undo(), clusters(size)
+	v.view.Store(&view{size: size, base: w.base, tree: w.tree.resized(n), pages: w.pages.resized(n)})
+	v.dirty = v.dirty.resized(n)
+	v.intents.Store(v.intents.Load().resized(regions(size)))
+	v.since = "" // a checkpoint is of one size
+	err := v.saveLocked(v.file.serial, false)
+	if err != nil {
+		undo()
+	}
+	return err
 }
 
 // List names the volumes that lie in a folder, with their real sizes. It

@@ -7,12 +7,14 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"os"
 	"runtime"
 	"sync"
 	"testing"
 
 	"cairn/internal/errs"
 	"cairn/internal/extent"
+	"cairn/internal/foldertest"
 	"cairn/internal/nbd"
 	"cairn/internal/volume"
 )
@@ -112,10 +114,15 @@ func TestRecordBeforeMap(t *testing.T) {
 	}
 }
 
-// treeThat does something before it tells where its data is.
+// treeThat does something before it is read.
 type treeThat struct {
 	volume.Tree
 	before func()
+}
+
+func (t treeThat) ReadAt(ctx context.Context, p []byte, off int64) error {
+	t.before()
+	return t.Tree.ReadAt(ctx, p, off)
 }
 
 func (t treeThat) Data(ctx context.Context, off int64) (extent.Range, error) {
@@ -151,7 +158,13 @@ func TestDataBesideInstall(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			d, v, _ := cloned(t, content)
 			w := v.view.Load()
-			w.base = treeThat{w.base, func() { ok(t, v.localize(t.Context(), w, at)) }}
+			once := false
+			w.base = treeThat{w.base, func() {
+				if !once {
+					once = true
+					ok(t, v.localize(t.Context(), w, at))
+				}
+			}}
 			r, err := ask(t.Context(), d, v)
 			if err != nil || r.Off > at*clusterSize || r.End() < (at+1)*clusterSize {
 				t.Errorf("data is said to be %+v, %v", r, err)
@@ -242,5 +255,109 @@ func readSparse(t *testing.T, content []byte, data func(off int64) (extent.Range
 	}
 	if !bytes.Equal(got, content) {
 		t.Error("what is called data is not all there is")
+	}
+}
+
+// Pages that become local while a state file is written anew are not in it:
+// its data was synced before they were written.
+func TestSaveBesideWrite(t *testing.T) {
+	ctx, content := t.Context(), bytes.Repeat([]byte("tree"), clusterSize/2)
+	d, v, _ := cloned(t, content)
+	page := bytes.Repeat([]byte("mine"), pageSize/4)
+	ok(t, v.write(ctx, change{p: page, off: 0, n: pageSize})) // the region is marked, the block of masks there
+	v.syncMu.Lock()                                           // the sync goes on
+	saved, written := make(chan error, 1), make(chan error, 1)
+	go func() {
+		v.op.Lock()
+		defer v.op.Unlock()
+		saved <- v.rewrite(false)
+	}()
+	for v.state.TryLock() {
+		v.state.Unlock()
+		runtime.Gosched()
+	}
+	yield()
+	go func() { written <- v.write(ctx, change{p: page, off: pageSize, n: pageSize}) }()
+	for v.view.Load().pages.of(0)&2 == 0 {
+		runtime.Gosched()
+	}
+	v.syncMu.Unlock()
+	ok(t, <-saved)
+	ok(t, <-written)
+	c, _, err := readStateFile(d.statePath(v.id), "after a power cut")
+	ok(t, err)
+	if got := c.pages.of(0); got != 1 {
+		t.Errorf("after a power cut pages %#x are called local; the sync was for 0x1", got)
+	}
+	ok(t, d.Close())
+}
+
+// Growing that fails halfway, as on a full disk, leaves a volume that can be
+// opened after a crash, and is done by the next try.
+func TestGrowFails(t *testing.T) {
+	ctx := t.Context()
+	const region = regionClusters * clusterSize
+	grow := func(t *testing.T) (*Driver, *vol, volume.Spec) {
+		d := open(t, config(foldertest.InMemory(t), newForest()))
+		s := volume.Spec{ID: "vol-A", SizeBytes: 2 * region}
+		ok(t, d.Create(ctx, s))
+		v, err := d.vol(s.ID)
+		ok(t, err)
+		in := d.statePath(v.id) + ".new" // cannot be made
+		ok(t, os.Mkdir(in, 0o700))
+		if err := d.Grow(ctx, s, 4*region); err == nil {
+			t.Fatal("it did not fail")
+		}
+		ok(t, os.Remove(in))
+		return d, v, s
+	}
+	t.Run("crash", func(t *testing.T) {
+		d, v, _ := grow(t)
+		for off := int64(0); off < 2*region; off += region { // in order: marks ahead
+			ok(t, v.write(ctx, change{p: []byte{1}, off: off, n: 1}))
+		}
+		ok(t, v.flush())
+		_, err := open(t, d.cfg).vol(v.id)
+		ok(t, err)
+	})
+	t.Run("again", func(t *testing.T) {
+		d, v, s := grow(t)
+		ok(t, d.Grow(ctx, s, 4*region))
+		c, _, err := readStateFile(d.statePath(v.id), d.cfg.Boot)
+		ok(t, err)
+		if c.Size != 4*region {
+			t.Errorf("grown to %d, says the state file", c.Size)
+		}
+	})
+}
+
+// A fill that comes to its end, and closes the base, costs no client a request.
+func TestFillEndsBesideClients(t *testing.T) {
+	content := bytes.Repeat([]byte("tree"), clusterSize)
+	for name, do := range map[string]func(ctx context.Context, b backend) error{
+		"read":  func(ctx context.Context, b backend) error { return b.ReadAt(ctx, make([]byte, 512), 0) },
+		"write": func(ctx context.Context, b backend) error { return b.WriteAt(ctx, make([]byte, 512), 0, 0) },
+		"cache": func(ctx context.Context, b backend) error { return b.Cache(ctx, 0, clusterSize) },
+		"status": func(ctx context.Context, b backend) error {
+			_, err := b.Status(ctx, nil, nbd.BaseAllocation, 0, 4*clusterSize, 9)
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d, v, _ := cloned(t, content)
+			w := v.view.Load()
+			inside, real := false, w.base
+			w.base = treeThat{real, func() {
+				if inside {
+					return
+				}
+				inside = true
+				ok(t, d.Fill(t.Context(), volume.Spec{ID: v.id, SizeBytes: int64(len(content))}, func(context.Context, int64) error { return nil }))
+			}}
+			if err := do(t.Context(), backend{v}); err != nil {
+				t.Error(err)
+			}
+			ok(t, d.Close())
+		})
 	}
 }

@@ -66,10 +66,10 @@ func (v *vol) writePiece(ctx context.Context, c change) error {
 		}
 		w := v.view.Load()
 		if at, ok := w.foreignEdge(c); ok {
-			if err := v.localize(ctx, w, at); err != nil {
+			if err := v.localize(ctx, w, at); err != nil && v.view.Load() == w {
 				return err
 			}
-			continue
+			continue // also if the map was replaced and its base closed
 		}
 		v.gate.RLock()
 		if v.view.Load() != w || !v.intended(c.off, c.n) {
