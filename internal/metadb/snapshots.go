@@ -40,7 +40,7 @@ func (t *tx) Snapshot(zone, id string) (service.Snapshot, error) {
 	}
 	err := q.Scan(t.ctx)
 	if errors.Is(err, sql.ErrNoRows) {
-		return service.Snapshot{}, errs.New(errs.NotFound, "%s %s does not exist", noun(id), id)
+		return service.Snapshot{}, errs.New(errs.NotFound, "%s %s does not exist", service.Noun(id), id)
 	}
 	if err != nil {
 		return service.Snapshot{}, fmt.Errorf("read snapshot %s: %w", id, explain(err))

@@ -4,7 +4,6 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"strings"
 
 	"github.com/uptrace/bun"
 
@@ -37,22 +36,12 @@ func (t *tx) Volume(zone, id string) (service.Volume, error) {
 	}
 	err := q.Scan(t.ctx)
 	if errors.Is(err, sql.ErrNoRows) {
-		return service.Volume{}, errs.New(errs.NotFound, "%s %s does not exist", noun(id), id)
+		return service.Volume{}, errs.New(errs.NotFound, "%s %s does not exist", service.Noun(id), id)
 	}
 	if err != nil {
 		return service.Volume{}, fmt.Errorf("read volume %s: %w", id, explain(err))
 	}
 	return row.volume(), nil
-}
-
-// noun is what an id names, for people.
-func noun(id string) string {
-	for prefix, noun := range map[string]string{"ss-": "snapshot", "ins-": "instance", "img-": "image"} {
-		if strings.HasPrefix(id, prefix) {
-			return noun
-		}
-	}
-	return "volume"
 }
 
 func (t *tx) UpdateVolume(v service.Volume) error {

@@ -121,7 +121,7 @@ func (s *Service) checkApply(tx Tx, zone, id string) (volumeID string, err error
 
 func fits(p Snapshot, volumeID string, size int64) error {
 	if p.VirtualSize > size {
-		return errs.New(errs.Conflict, "snapshot %s has %d bytes, more than the %d of %s; resize the %s first", p.ID, p.VirtualSize, size, named(volumeID), noun(volumeID))
+		return errs.New(errs.Conflict, "snapshot %s has %d bytes, more than the %d of %s; resize the %s first", p.ID, p.VirtualSize, size, named(volumeID), Noun(volumeID))
 	}
 	return nil
 }

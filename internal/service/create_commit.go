@@ -44,15 +44,8 @@ func (c *creation) capture(ctx context.Context, session engine.Session) error {
 
 func (c *creation) captureOne(ctx context.Context, session engine.Session, i int, progress engine.Progress) (engine.Captured, error) {
 	p := c.points[i]
-	spec := engine.CaptureSpec{
-		Source: c.sources[i],
-		Meta: engine.PointMeta{
-			Snapshot: p.ID, Resource: p.ResourceID, ResourceType: p.ResourceType, ResourceName: p.ResourceName,
-			VolumeType: p.VolumeType, Zone: p.Zone, Group: p.GroupID, GroupSize: len(c.points), Job: p.JobID, Name: p.Name, Description: p.Description,
-			Full: p.Full, Parent: p.ParentID, Root: p.RootID, CreateTime: p.CreateTime, SnapshotTime: c.notes.Time,
-			Consistency: p.Consistency, CBT: p.CBT, Reason: p.Reason, SizeBytes: p.VirtualSize,
-		},
-	}
+	spec := engine.CaptureSpec{Source: c.sources[i], Meta: p.meta(len(c.points))}
+	spec.Meta.SnapshotTime = c.notes.Time
 	if !p.Full {
 		parent, err := c.parent(ctx, p)
 		if err != nil {

@@ -45,8 +45,8 @@ const (
 // isInstance reports whether an id is a machine's, or its system disk's.
 func isInstance(id string) bool { return strings.HasPrefix(id, instancePrefix) }
 
-// noun is what an id names, for people.
-func noun(id string) string {
+// Noun is what an id names, for people.
+func Noun(id string) string {
 	switch {
 	case isInstance(id):
 		return "instance"
@@ -59,7 +59,7 @@ func noun(id string) string {
 }
 
 // named is an object for people.
-func named(id string) string { return noun(id) + " " + id }
+func named(id string) string { return Noun(id) + " " + id }
 
 func newUUID() string { return uuid.NewString() }
 

@@ -86,7 +86,7 @@ func (s *Service) importImage(ctx context.Context, run *job.Run, params importIm
 			return err
 		}
 		return s.storeImage(ctx, run, params.Image, func(ctx context.Context, session engine.Session, image Snapshot) (engine.Captured, error) {
-			return session.Capture(ctx, engine.CaptureSpec{Meta: image.meta(), Source: stagedSource{target}}, m.part(1))
+			return session.Capture(ctx, engine.CaptureSpec{Meta: image.meta(1), Source: stagedSource{target}}, m.part(1))
 		})
 	})
 	if err != nil {

@@ -119,16 +119,6 @@ func (s *Service) newImage(o Origin, name string, typ int, size int64, j job.Job
 	}
 }
 
-// meta is what an image's manifest says of it.
-func (p Snapshot) meta() engine.PointMeta {
-	return engine.PointMeta{
-		Snapshot: p.ID, Resource: p.ResourceID, ResourceType: p.ResourceType, ResourceName: p.ResourceName,
-		VolumeType: p.VolumeType, Zone: p.Zone, Group: p.GroupID, GroupSize: 1, Job: p.JobID, Name: p.Name, Description: p.Description,
-		Full: p.Full, Parent: p.ParentID, Root: p.RootID, CreateTime: p.CreateTime, SnapshotTime: p.SnapshotTime,
-		Consistency: p.Consistency, CBT: p.CBT, Reason: p.Reason, SizeBytes: p.VirtualSize,
-	}
-}
-
 // captureParams is the input of a CaptureInstanceFromSnapshot job.
 type captureParams struct {
 	Point chain.ID `json:"point"`
@@ -187,7 +177,7 @@ func (h captureInstanceJob) Do(ctx context.Context, run *job.Run) error {
 		return err
 	}
 	return h.s.storeImage(ctx, run, params.Image, func(ctx context.Context, session engine.Session, image Snapshot) (engine.Captured, error) {
-		return session.Copy(ctx, image.meta(), p.ref())
+		return session.Copy(ctx, image.meta(1), p.ref())
 	})
 }
 

@@ -20,6 +20,17 @@ func (p Snapshot) ref() engine.PointRef {
 	return engine.PointRef{Snapshot: p.ID, Pack: p.ManifestPack, Hash: p.ManifestHash}
 }
 
+// meta is what the point's manifest says of it; group is how many points its
+// call has.
+func (p Snapshot) meta(group int) engine.PointMeta {
+	return engine.PointMeta{
+		Snapshot: p.ID, Resource: p.ResourceID, ResourceType: p.ResourceType, ResourceName: p.ResourceName,
+		VolumeType: p.VolumeType, Zone: p.Zone, Group: p.GroupID, GroupSize: group, Job: p.JobID, Name: p.Name, Description: p.Description,
+		Full: p.Full, Parent: p.ParentID, Root: p.RootID, CreateTime: p.CreateTime, SnapshotTime: p.SnapshotTime,
+		Consistency: p.Consistency, CBT: p.CBT, Reason: p.Reason, SizeBytes: p.VirtualSize,
+	}
+}
+
 // moveHead makes a point the head of its resource; "" leaves it without one.
 // The flags of the chains' fulls follow.
 func moveHead(tx Tx, resource, to chain.ID) error {

@@ -57,7 +57,7 @@ func (h resizeJob) Do(ctx context.Context, run *job.Run) error {
 		return err
 	}
 	for _, id := range params.Volumes {
-		err := h.each(ctx, id, func(v Volume) error {
+		err := h.s.withVolume(ctx, id, func(v Volume) error {
 			return h.s.drivers[DriverManaged].Grow(ctx, v.spec(), params.SizeBytes)
 		})
 		if err != nil {
@@ -94,18 +94,6 @@ func (h resizeJob) info(tx Tx, ids []string) (string, error) {
 	return "if it runs, restart it so that its guest sees the new size: " + strings.Join(machines, ", "), err
 }
 
-func (h resizeJob) each(ctx context.Context, id string, fn func(v Volume) error) error {
-	var v Volume
-	err := h.s.store.View(ctx, func(tx Tx) (err error) {
-		v, err = tx.Volume("", id)
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	return fn(v)
-}
-
 // Undo ends a resize that cannot go on; each row tells its volume's real size.
 func (h resizeJob) Undo(ctx context.Context, run *job.Run, out job.Outcome) error {
 	var params volumesParams
@@ -114,7 +102,7 @@ func (h resizeJob) Undo(ctx context.Context, run *job.Run, out job.Outcome) erro
 	}
 	sizes := map[string]int64{}
 	for _, id := range params.Volumes {
-		err := h.each(ctx, id, func(v Volume) error {
+		err := h.s.withVolume(ctx, id, func(v Volume) error {
 			size, err := h.s.drivers[DriverManaged].Size(ctx, v.spec())
 			sizes[id] = max(size, v.SizeBytes)
 			if err != nil {
