@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 
 	"cairn/internal/errs"
 	"cairn/internal/service"
@@ -35,7 +34,7 @@ func (r *recovery) writeVolumes(ctx context.Context) error {
 		_, known := r.volumes[id]
 		switch {
 		case known:
-		case strings.HasPrefix(id, "img-"):
+		case service.IsImage(id):
 			r.volume(service.Volume{ID: id, Zone: r.Zone, SizeBytes: files[id]}, LeftOut, "an image was being imported through it")
 		default:
 			r.unknownVolume(id, files[id])
@@ -100,7 +99,7 @@ func (r *recovery) unknownVolume(id string, size int64) {
 	if p, ok := r.latest[id]; ok {
 		v.Zone, v.Name, v.Type, v.CreateTime = p.Zone, p.ResourceName, p.VolumeType, p.CreateTime
 	}
-	if strings.HasPrefix(id, "ins-") {
+	if service.IsInstance(id) {
 		// What its machine was made of is not known: the least that may start it.
 		v.Status, v.InstanceID, v.Device, v.CPUs, v.Memory = service.VolumeInUse, id, "vda", 1, 1<<30
 	}

@@ -128,14 +128,12 @@ func shelf(zone string, image bool) string {
 	return zone
 }
 
-func isImage(id string) bool { return strings.HasPrefix(id, "img-") }
-
 func snapshotToRow(s service.Snapshot) snapshotRow {
 	return snapshotRow{
 		ID: s.ID, ResourceID: s.ResourceID, ParentID: s.ParentID, RootID: s.RootID,
 		IsFull: s.Full, Status: s.Status, Damaged: s.Damaged, IsHead: s.IsHead,
 		VirtualSize: s.VirtualSize, SizeBytes: s.SizeBytes, SnapshotTime: micros(s.SnapshotTime),
-		Zone: shelf(s.Zone, isImage(s.ID)), Name: s.Name, Description: s.Description, Transition: s.Transition,
+		Zone: shelf(s.Zone, service.IsImage(s.ID)), Name: s.Name, Description: s.Description, Transition: s.Transition,
 		CreateTime: micros(s.CreateTime), StatusTime: micros(s.StatusTime),
 		IsTaken: s.IsTaken, HeadChain: s.HeadChain,
 		ResourceType: s.ResourceType, ResourceName: s.ResourceName, VolumeType: s.VolumeType,

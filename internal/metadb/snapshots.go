@@ -36,7 +36,7 @@ func (t *tx) Snapshot(zone, id string) (service.Snapshot, error) {
 	var row snapshotRow
 	q := t.db.NewSelect().Model(&row).Where("id = ?", id)
 	if zone != "" {
-		q = q.Where("zone = ?", shelf(zone, isImage(id)))
+		q = q.Where("zone = ?", shelf(zone, service.IsImage(id)))
 	}
 	err := q.Scan(t.ctx)
 	if errors.Is(err, sql.ErrNoRows) {

@@ -108,7 +108,7 @@ func (s *Service) checkApply(tx Tx, zone, id string) (volumeID string, err error
 	v, err := idleVolume(tx, zone, p.ResourceID)
 	if errs.Is(err, errs.NotFound) {
 		instead := "make a new volume of the snapshot instead"
-		if isInstance(p.ResourceID) {
+		if IsInstance(p.ResourceID) {
 			instead = "make an image of the snapshot with capture_instance and run a new instance from that"
 		}
 		return "", errs.Wrap(errs.Conflict, err, "%s, of which %s was taken, is gone; %s", named(p.ResourceID), id, instead)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"math"
-	"strings"
 
 	"cairn/internal/chain"
 	"cairn/internal/errs"
@@ -72,7 +71,7 @@ type undeleteParams struct {
 // no head.
 func (s *Service) Undelete(ctx context.Context, in SnapshotSet) (job.Job, error) {
 	check := s.checkSnapshotSet
-	if len(in.IDs) > 0 && strings.HasPrefix(in.IDs[0], imagePrefix) {
+	if len(in.IDs) > 0 && IsImage(in.IDs[0]) {
 		check = func(in SnapshotSet) ([]string, error) { return s.checkImages(ImageSet(in)) }
 	}
 	ids, err := check(in)

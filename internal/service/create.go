@@ -59,7 +59,7 @@ func (s *Service) CreateSnapshots(ctx context.Context, in CreateSnapshots) (job.
 func checkResources(resources []string) ([]string, error) {
 	var volumes []string
 	for _, id := range resources {
-		if !isInstance(id) {
+		if !IsInstance(id) {
 			volumes = append(volumes, id)
 		}
 	}
@@ -98,7 +98,7 @@ func (s *Service) newPoint(tx Tx, in CreateSnapshots, volumeID string) (Snapshot
 		Consistency:  consistencyCrash,
 		CBT:          "scan",
 	}
-	if isInstance(v.ID) {
+	if IsInstance(v.ID) {
 		p.ResourceType = resourceInstance
 	}
 	p.follow(plan)

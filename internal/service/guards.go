@@ -42,15 +42,18 @@ const (
 	ResourceImage = "image"
 )
 
-// isInstance reports whether an id is a machine's, or its system disk's.
-func isInstance(id string) bool { return strings.HasPrefix(id, instancePrefix) }
+// IsInstance reports whether an id is a machine's, or its system disk's.
+func IsInstance(id string) bool { return strings.HasPrefix(id, instancePrefix) }
+
+// IsImage reports whether an id is an image's.
+func IsImage(id string) bool { return strings.HasPrefix(id, imagePrefix) }
 
 // Noun is what an id names, for people.
 func Noun(id string) string {
 	switch {
-	case isInstance(id):
+	case IsInstance(id):
 		return "instance"
-	case strings.HasPrefix(id, imagePrefix):
+	case IsImage(id):
 		return "image"
 	case strings.HasPrefix(id, snapshotPrefix):
 		return "snapshot"

@@ -3,7 +3,6 @@ package service
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 
 	"cairn/internal/compute"
@@ -200,9 +199,6 @@ func (s *Service) withVolume(ctx context.Context, id string, fn func(v Volume) e
 	return fn(v)
 }
 
-// errNoDevice says that all names of disks are taken.
-var errNoDevice = errors.New("no free device")
-
 // freeDevice is the first name that none of a machine's volumes has.
 func freeDevice(have []Volume) (string, error) {
 	taken := map[string]bool{}
@@ -214,5 +210,5 @@ func freeDevice(have []Volume) (string, error) {
 			return name, nil
 		}
 	}
-	return "", errNoDevice
+	return "", errs.New(errs.Conflict, "the instance has %d disks already; detach some first", len(have))
 }

@@ -93,7 +93,7 @@ func (h deleteVolumesJob) Do(ctx context.Context, run *job.Run) error {
 
 // deleteMachine ends the machine of a system disk; other volumes have none.
 func (s *Service) deleteMachine(ctx context.Context, v Volume) error {
-	if !isInstance(v.ID) || s.compute == nil {
+	if !IsInstance(v.ID) || s.compute == nil {
 		return nil
 	}
 	if err := s.compute.Delete(ctx, v.ID); err != nil {
@@ -124,7 +124,7 @@ func (s *Service) ceaseVolumes(tx Tx, ids []string) error {
 
 // freeVolumes frees what is attached to a machine that ceases.
 func (s *Service) freeVolumes(tx Tx, instance string) error {
-	if !isInstance(instance) {
+	if !IsInstance(instance) {
 		return nil
 	}
 	volumes, err := tx.VolumesOf(instance)
