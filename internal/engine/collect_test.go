@@ -70,6 +70,11 @@ func (g *garden) grow() {
 			g.live[id] = true
 		}
 	}
+	// A commit takes what it hit into use again, also a pack that a prune
+	// emptied and has not deleted: what was not copied out of it is only there.
+	for _, id := range g.hits {
+		g.live[id] = true
+	}
 	g.points = append(g.points, p)
 }
 

@@ -204,6 +204,7 @@ type rig struct {
 	index string
 	e     *Engine
 	packs map[string]PackRecord // of committed sessions
+	hits  []string              // packs that the last committed session found chunks in
 	n     int
 }
 
@@ -265,6 +266,7 @@ func (r *rig) take(src volume.Source, parent *PointRef) Captured {
 func (r *rig) commit(s Session, reg *registry) {
 	r.t.Helper()
 	maps.Copy(r.packs, reg.packs)
+	r.hits = s.Hits()
 	if err := s.Committed(r.t.Context()); err != nil {
 		r.t.Fatal(err)
 	}
