@@ -24,6 +24,7 @@ type task struct {
 	request
 	hold
 	refused error // it is answered with this and never done
+	coming  bool  // a write's data is yet to be read
 }
 
 // moved is how many bytes of data a request carries, one way or the other: a

@@ -4,11 +4,11 @@ import (
 	"bufio"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sync/semaphore"
@@ -54,7 +54,9 @@ var (
 type conn struct {
 	server *Server
 	nc     net.Conn
-	r      *bufio.Reader // of the worker that reads
+	r      *bufio.Reader   // of the worker that reads
+	raw    syscall.RawConn // under r; may be nil
+	rest   *rest           // of the worker that reads; see stream
 	w      replyWriter
 	ctx    context.Context // of the connection; its cause is why it was broken
 	cancel context.CancelCauseFunc
@@ -80,7 +82,8 @@ type conn struct {
 	still  sync.Once
 
 	turn  atomic.Uint64 // odd: the reading worker is doing a request; grows
-	slow  atomic.Int32  // the score: + slowWeight by slow requests, - 1 by others
+	slow  score         // of requests
+	late  score         // of streamed writes: those that had the reading taken from them
 	armed atomic.Bool   // the timer runs
 	seen  uint64        // turn when the timer last looked
 	timer *time.Timer
@@ -108,6 +111,7 @@ func newConn(ctx context.Context, s *Server, nc net.Conn) *conn {
 		server:   s,
 		nc:       nc,
 		r:        bufio.NewReaderSize(nc, readAhead),
+		raw:      rawConn(nc),
 		bytes:    semaphore.NewWeighted(s.limits.ConnBytes),
 		drained:  make(chan struct{}),
 		finished: make(chan struct{}),
@@ -225,7 +229,18 @@ func (c *conn) work() {
 			c.stop(err)
 			return
 		}
-		handedOver := c.slow.Load() > slowScore || t.moved() >= bulk
+		if t.coming {
+			mine, err := c.stream(&t)
+			if err != nil {
+				c.stop(err)
+				return
+			}
+			if first = !mine; first && !c.passOn() {
+				return
+			}
+			continue
+		}
+		handedOver := c.slow.high() || t.moved() >= bulk
 		turn := c.turn.Load() + 1
 		if handedOver {
 			c.handOver()
@@ -241,10 +256,9 @@ func (c *conn) work() {
 		c.do(&t)
 		took := time.Since(began)
 		c.server.load.add(t.moved(), took)
-		c.rate(took > slowBase+time.Duration(t.length/slowBytes))
+		c.slow.add(took > slowBase+time.Duration(t.length/slowBytes))
 		if handedOver || !c.turn.CompareAndSwap(turn, turn+1) {
-			c.w.flush()
-			if !c.park() {
+			if !c.passOn() {
 				return
 			}
 			first = true
@@ -252,14 +266,25 @@ func (c *conn) work() {
 	}
 }
 
-// rate decides by whether one request was slow how the next are done.
-func (c *conn) rate(slow bool) {
-	n := c.slow.Load()
+// passOn is what a worker does that has done a request while another reads;
+// false: there is nothing to read any more.
+func (c *conn) passOn() bool {
+	c.w.flush()
+	return c.park()
+}
+
+// score tells whether of late more than one in slowWeight was slow.
+type score struct{ n atomic.Int32 }
+
+func (s *score) high() bool { return s.n.Load() > slowScore }
+
+func (s *score) add(slow bool) {
+	n := s.n.Load()
 	switch {
 	case slow:
-		c.slow.CompareAndSwap(n, min(n+slowWeight, maxScore))
+		s.n.CompareAndSwap(n, min(n+slowWeight, maxScore))
 	case n > 0:
-		c.slow.CompareAndSwap(n, n-1)
+		s.n.CompareAndSwap(n, n-1)
 	}
 }
 
@@ -280,7 +305,7 @@ func (c *conn) look() {
 		c.timer.Reset(stealAfter)
 		return
 	case turn&1 == 1 && c.turn.CompareAndSwap(turn, turn+1):
-		c.rate(true)
+		c.slow.add(true)
 		c.handOver()
 	}
 	c.armed.Store(false)
@@ -386,6 +411,12 @@ func (c *conn) give(h hold) {
 // next reads one request; a write's data too. Replies that were put are sent
 // before it waits for the peer.
 func (c *conn) next(t *task) error {
+	if r := c.rest; r != nil {
+		c.rest = nil
+		if err := c.readRest(r); err != nil {
+			return err
+		}
+	}
 	if c.r.Buffered() < requestLen {
 		c.w.flush()
 	}
@@ -417,9 +448,12 @@ func (c *conn) next(t *task) error {
 	return nil
 }
 
-// readPayload reads a write's data, or past it.
+// readPayload reads a write's data, or past it, or leaves it to stream.
 func (c *conn) readPayload(t *task) error {
 	if t.refused == nil {
+		if t.coming = c.streams(t); t.coming {
+			return nil
+		}
 		var err error
 		if t.cost, err = c.take(int64(t.length)); err != nil {
 			return err
@@ -437,7 +471,7 @@ func (c *conn) readPayload(t *task) error {
 	t.buf = c.server.pool.get(int(t.length))
 	if _, err := io.ReadFull(c.r, t.buf.b); err != nil {
 		c.give(t.hold)
-		return fmt.Errorf("the data of a write: %w", err)
+		return payloadError(err)
 	}
 	return nil
 }
