@@ -132,7 +132,7 @@ func (m *model) run(seed uint64, workers, steps int) {
 
 func modelSteps() int {
 	if os.Getenv("CAIRN_LONG") != "" {
-		return 20000
+		return 5000
 	}
 	return 300
 }

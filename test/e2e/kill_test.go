@@ -23,7 +23,7 @@ func TestKill(t *testing.T) {
 	t.Parallel() // it mostly waits for the disk
 	kills := 200
 	if harness.Long() {
-		kills = 1000
+		kills = 400
 	}
 	runKills(t, t.TempDir(), kills)
 }
@@ -34,7 +34,7 @@ func TestKillWithReflinks(t *testing.T) {
 	t.Parallel()
 	kills := 40
 	if harness.Long() {
-		kills = 200
+		kills = 80
 	}
 	runKills(t, reflinkFolder(t), kills)
 }

@@ -61,7 +61,7 @@ func TestLivePointsFail(t *testing.T) {
 	t.Parallel()
 	rounds := 3
 	if harness.Long() {
-		rounds = 100
+		rounds = 25
 	}
 	l := newLiveRig(t, "--max-chain", "10000", "--workers", "1")
 	c := l.dial(t, l.id)
@@ -109,7 +109,7 @@ func TestLiveScratchFills(t *testing.T) {
 	t.Parallel()
 	rounds := 2
 	if harness.Long() {
-		rounds = 50
+		rounds = 10
 	}
 	l := newLiveRig(t, "--max-chain", "10000", "--scratch", "1", "--yield", "1000")
 	c := l.dial(t, l.id)
@@ -192,7 +192,7 @@ func TestLivePointsKilled(t *testing.T) {
 	t.Parallel()
 	rounds := 2
 	if harness.Long() {
-		rounds = 60
+		rounds = 15
 	}
 	l := newLiveRig(t, "--max-chain", "10000", "--workers", "1")
 	again := 0

@@ -79,7 +79,7 @@ func TestLiveFio(t *testing.T) {
 	t.Parallel()
 	passes := 1
 	if harness.Long() {
-		passes = 30
+		passes = 8
 	}
 	rng := harness.Rand(harness.Seed(t))
 	srv := serve(t, "--max-chain", "10000")

@@ -240,7 +240,7 @@ func TestLiveHistory(t *testing.T) {
 	t.Parallel()
 	rounds, count := 1, 10
 	if harness.Long() {
-		rounds, count = 20, 40
+		rounds, count = 6, 40
 	}
 	r := newHistoryRig(t, "--max-chain", "1000", "--fill-rate", "1")
 	for i := range 2 {

@@ -37,7 +37,7 @@ func TestOracle(t *testing.T) {
 	t.Parallel()
 	checks, steps := "6", "30"
 	if harness.Long() {
-		checks, steps = "60", "80"
+		checks, steps = "20", "60"
 	}
 	setFlag(t, "rapid.checks", checks)
 	setFlag(t, "rapid.steps", steps)

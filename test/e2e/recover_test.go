@@ -326,7 +326,7 @@ func TestKillAndLoseDatabase(t *testing.T) {
 	t.Parallel()
 	rounds := 25
 	if harness.Long() {
-		rounds = 300
+		rounds = 75
 	}
 	k := &killer{r: harness.Rand(harness.Seed(t)), typical: map[string]time.Duration{}, seen: map[string]int{}}
 	k.world = &world{srv: serve(t), dir: t.TempDir()}

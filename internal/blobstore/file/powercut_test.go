@@ -204,7 +204,7 @@ func (n *inode) torn(unit int, rng *rand.Rand) []byte {
 func TestPowerCut(t *testing.T) {
 	seeds := 6
 	if os.Getenv("CAIRN_LONG") == "1" {
-		seeds = 60
+		seeds = 24
 	}
 	moments, images := 0, 0
 	for seed := range seeds {

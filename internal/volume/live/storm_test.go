@@ -216,7 +216,7 @@ func (s *storm) fill(stop <-chan struct{}) {
 func TestStorm(t *testing.T) {
 	rounds, seed := 10, rand.Uint64()
 	if os.Getenv("CAIRN_LONG") == "1" {
-		rounds = 300
+		rounds = 100
 	}
 	t.Logf("seed %d", seed)
 	for round := range rounds {
