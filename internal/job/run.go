@@ -48,12 +48,9 @@ type Run struct {
 
 func newRun(store Store, j Job, log *slog.Logger) (*Run, error) {
 	r := &Run{store: store, job: j, Log: log, saved: j.Progress}
-	if len(j.State) > 0 {
-		if err := json.Unmarshal(j.State, &r.state); err != nil {
-			return r, fmt.Errorf("read the state of job %s: %w", j.ID, err)
-		}
-	}
-	return r, nil
+	var err error
+	r.state, err = j.notes()
+	return r, err
 }
 
 // Job is the job as it was claimed.
@@ -94,13 +91,36 @@ func (r *Run) Progress(done, total int64) {
 func (r *Run) LoadState(v any) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if len(r.state.Notes) == 0 {
+	return r.state.decode(r.job.ID, v)
+}
+
+func (n notes) decode(id string, v any) error {
+	if len(n.Notes) == 0 {
 		return nil
 	}
-	if err := json.Unmarshal(r.state.Notes, v); err != nil {
-		return fmt.Errorf("read the notes of job %s: %w", r.job.ID, err)
+	if err := json.Unmarshal(n.Notes, v); err != nil {
+		return fmt.Errorf("read the notes of job %s: %w", id, err)
 	}
 	return nil
+}
+
+// Notes decodes the notes that the job's handler left into v, which stays as
+// it is if there are none.
+func (j Job) Notes(v any) error {
+	n, err := j.notes()
+	if err != nil {
+		return err
+	}
+	return n.decode(j.ID, v)
+}
+
+func (j Job) notes() (n notes, err error) {
+	if len(j.State) > 0 {
+		if err := json.Unmarshal(j.State, &n); err != nil {
+			return n, fmt.Errorf("read the state of job %s: %w", j.ID, err)
+		}
+	}
+	return n, nil
 }
 
 // SaveState makes the handler's notes durable. With noCancel the job is past

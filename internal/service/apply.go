@@ -30,10 +30,16 @@ type applyNotes struct {
 	// Running are the machines that are stopped for it and started again.
 	Running []string `json:"running,omitempty"`
 	Forced  []string `json:"forced,omitempty"` // of them, those that did not end by themselves
+	// Owed are machines that an earlier apply stopped and left on the mixture
+	// that this one ends: they are started, too.
+	Owed []string `json:"owed,omitempty"`
 	// Rolled: all volumes have their points' content; only machines are still to
 	// be started, which may write.
 	Rolled bool `json:"rolled,omitempty"`
 }
+
+// starts reports whether machines are started in the end.
+func (n applyNotes) starts() bool { return len(n.Running)+len(n.Owed) > 0 }
 
 // ApplySnapshots starts rolling each point's volume back in place.
 func (s *Service) ApplySnapshots(ctx context.Context, in ApplySnapshots) (job.Job, error) {
@@ -159,7 +165,7 @@ func (h applyJob) Do(ctx context.Context, run *job.Run) error {
 		}
 		a.s.fillSoon()
 	}
-	if len(a.notes.Running) == 0 {
+	if !a.notes.starts() {
 		return nil
 	}
 	return a.startMachines(ctx)
@@ -225,7 +231,7 @@ func (a *application) commit(ctx context.Context) error {
 			rollers[v.ID] = r
 		}
 	}
-	if len(a.notes.Running) == 0 {
+	if !a.notes.starts() {
 		return handOver(rollers, func() error {
 			return a.s.store.Update(ctx, func(tx Tx) error {
 				if err := a.moveAll(tx, ""); err != nil {
@@ -323,7 +329,10 @@ func (a *application) load(ctx context.Context) error {
 		if a.points, err = loadSnapshots(tx, a.params.Points); err != nil {
 			return err
 		}
-		a.volumes, err = loadVolumes(tx, a.params.Volumes)
+		if a.volumes, err = loadVolumes(tx, a.params.Volumes); err != nil || a.notes.Begun {
+			return err
+		}
+		a.notes.Owed, err = a.owed(tx)
 		return err
 	})
 }

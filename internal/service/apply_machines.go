@@ -78,8 +78,45 @@ func (a *application) stopMachines(ctx context.Context) error {
 	return nil
 }
 
-// startMachines starts what was stopped and ends the job.
+// owed are the machines that an apply left stopped on the mixtures that are
+// overwritten now. Of a job that is long gone nobody knows.
+func (a *application) owed(tx Tx) (ids []string, err error) {
+	for i, v := range a.volumes {
+		id := a.params.Instances[i]
+		if id == "" || v.MixedJob == "" || slices.Contains(ids, id) {
+			continue
+		}
+		j, err := tx.Job(v.MixedJob)
+		if errs.Is(err, errs.NotFound) {
+			continue
+		}
+		var notes applyNotes
+		if err == nil {
+			err = j.Notes(&notes)
+		}
+		if err != nil {
+			return nil, err
+		}
+		if slices.Contains(notes.Running, id) || slices.Contains(notes.Owed, id) {
+			ids = append(ids, id)
+		}
+	}
+	return ids, nil
+}
+
+// startMachines starts what was stopped and ends the job. What is owed stays
+// stopped as long as another of its volumes is a mixture.
 func (a *application) startMachines(ctx context.Context) error {
+	info := forcedInfo(a.notes.Forced)
+	for _, id := range a.notes.Owed {
+		err := a.patiently(ctx, true, func() error { return a.s.startMachine(ctx, id) })
+		switch {
+		case errs.Is(err, errs.Conflict):
+			info = strings.TrimPrefix(info+"; instance "+id+" is not started yet: "+errs.Message(err), "; ")
+		case err != nil:
+			return fmt.Errorf("start instance %s: %w", id, err)
+		}
+	}
 	for _, id := range a.notes.Running {
 		if err := a.patiently(ctx, true, func() error { return a.s.startMachine(ctx, id) }); err != nil {
 			return fmt.Errorf("start instance %s: %w", id, err)
@@ -89,21 +126,24 @@ func (a *application) startMachines(ctx context.Context) error {
 		if err := changeVolumes(tx, a.params.Volumes, func(v *Volume) { v.Transition = "" }); err != nil {
 			return err
 		}
-		return a.s.finish(tx, a.run, job.Outcome{Status: job.Successful, Info: forcedInfo(a.notes.Forced)})
+		return a.s.finish(tx, a.run, job.Outcome{Status: job.Successful, Info: info})
 	})
 }
 
 // leaveMachines decides about the machines of an apply that cannot go on, and
 // says what to do about them. Nothing was written: they run again. Else they
 // stay stopped, rather than run on something that nobody asked for.
-func (s *Service) leaveMachines(ctx context.Context, run *job.Run, notes applyNotes, volumes []Volume) (tell string) {
-	if len(notes.Running) == 0 {
+// mixed: their volumes are marked as mixtures, so that another apply knows.
+func (s *Service) leaveMachines(ctx context.Context, run *job.Run, notes applyNotes, volumes []Volume, mixed bool) (tell string) {
+	if !notes.starts() {
 		return ""
 	}
-	machines := strings.Join(notes.Running, ", ")
+	machines := strings.Join(slices.Concat(notes.Running, notes.Owed), ", ")
 	switch {
 	case notes.Rolled:
 		return fmt.Sprintf("; the volumes are rolled back, but not all of the machines run: start %s (cairn instance start)", machines)
+	case notes.Begun && mixed:
+		return fmt.Sprintf("; %s is left stopped: apply the snapshots again, and it is started", machines)
 	case notes.Begun:
 		return fmt.Sprintf("; %s is left stopped: apply the snapshots again, which starts nothing that is stopped, and then start it (cairn instance start)", machines)
 	}

@@ -3,6 +3,7 @@ package service
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"cairn/internal/job"
@@ -28,7 +29,9 @@ func (h applyJob) Undo(ctx context.Context, run *job.Run, out job.Outcome) error
 	if err := run.LoadState(&notes); err != nil {
 		return err
 	}
-	more := h.s.leaveMachines(ctx, run, notes, volumes)
+	blocked := len(params.mixtures(run.ID(), notes, volumes)) > 0 ||
+		slices.ContainsFunc(volumes, func(v Volume) bool { return v.InstanceID != "" && v.MixedJob == run.ID() })
+	more := h.s.leaveMachines(ctx, run, notes, volumes, blocked)
 	h.s.bases.mu.Lock()
 	defer h.s.bases.mu.Unlock()
 	keep := h.keep(ctx, run, params, volumes)
