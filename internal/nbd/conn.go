@@ -50,7 +50,7 @@ var (
 // goroutine waits for another and the replies of requests that came together
 // leave together. Once they are slow it first hands the reading to another
 // worker. A request that turns out to be slow has the reading taken from it by
-// a timer.
+// a timer. The data of a large write is written as it comes; see stream.
 type conn struct {
 	server *Server
 	nc     net.Conn

@@ -51,7 +51,9 @@ func (c *conn) streams(t *task) bool {
 // worker's turn to read.
 func (c *conn) stream(t *task) (mine bool, err error) {
 	c.w.flush()
-	if t.cost, err = c.take(streamPiece); err != nil {
+	// All of it is paid for at once: who reads the rest for this worker must not
+	// wait for bytes that this worker holds.
+	if t.cost, err = c.take(int64(t.length)); err != nil {
 		return false, err
 	}
 	t.buf = c.server.pool.get(streamPiece)
@@ -194,13 +196,7 @@ func (c *conn) endStolen(t *task, r rest, off int64, failed error) {
 
 // readRest reads what the worker left from which the reading was taken.
 func (c *conn) readRest(r *rest) error {
-	h := hold{}
-	var err error
-	if h.cost, err = c.take(int64(len(r.head) + r.n)); err != nil {
-		close(r.got)
-		return err
-	}
-	h.buf = c.server.pool.get(len(r.head) + r.n)
+	h := hold{buf: c.server.pool.get(len(r.head) + r.n)}
 	c.payloads.Add(1)
 	defer c.payloads.Add(1)
 	if _, err := io.ReadFull(c.r, h.buf.b[copy(h.buf.b, r.head):]); err != nil {

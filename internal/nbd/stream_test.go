@@ -125,6 +125,31 @@ func TestStreamIsTakenFrom(t *testing.T) {
 	}
 }
 
+// A write whose data counts for all that may be in flight is done whoever reads
+// the rest of it: nobody waits for what the write itself holds.
+func TestStreamWithinLimits(t *testing.T) {
+	const length = 2 << 20
+	for _, limits := range []Limits{{ConnBytes: 1 << 20}, {ConnBytes: length}, {TotalBytes: 1 << 20}, {TotalBytes: length}} {
+		s := serve(t, limits)
+		m, g := newMemory(bigSize), newGate("write")
+		m.onCall(g.wait)
+		s.add(everything("v", bigSize), m)
+		r := s.attached("v", true)
+		p := randomBytes(rand.New(rand.NewPCG(4, 1)), length)
+		r.write(append(requestHead(cmdWrite, 0, length), p[:streamPiece+100]...))
+		<-g.entered
+		time.Sleep(3 * stealAfter) // the reading is taken away
+		close(g.open)
+		r.write(p[streamPiece+100:])
+		if a := r.answer(); a.code != 0 || !bytes.Equal(m.bytes(0, length), p) {
+			t.Fatalf("%+v: reply %+v", limits, a)
+		}
+		if !s.bytes.TryAcquire(s.limits.TotalBytes) {
+			t.Errorf("%+v: bytes of the limit are held", limits)
+		}
+	}
+}
+
 // With one request at a time nobody can take the reading away: such writes are
 // read whole.
 func TestNoStreamForOneRequest(t *testing.T) {
