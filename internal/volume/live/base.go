@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"runtime"
 
 	"golang.org/x/sync/errgroup"
@@ -204,7 +205,7 @@ func (d *Driver) Fill(ctx context.Context, s volume.Spec, pace func(ctx context.
 			if err := v.flush(); err != nil {
 				return err
 			}
-			v.forget(from*clusterSize, (end-from)*clusterSize)
+			forget(v.f, from*clusterSize, (end-from)*clusterSize)
 			return nil
 		})
 	}
@@ -317,11 +318,12 @@ func (v *vol) writeBack(off, n int64) {
 	}
 }
 
-// forget takes a durable range out of the page cache: what nobody has asked for
-// yet shall not drive out what clients use, and the next span is written to
-// memory that is at hand (ADR 8). It is advice.
-func (v *vol) forget(off, n int64) {
-	raw, err := v.f.SyscallConn()
+// forget takes a range that is on the disk out of the page cache, of n bytes or
+// to the file's end if n is 0: what nobody has asked for yet shall not drive out
+// what clients use, and the next span is written to memory that is at hand (ADR
+// 8). It is advice.
+func forget(f *os.File, off, n int64) {
+	raw, err := f.SyscallConn()
 	if err == nil {
 		_ = raw.Control(func(fd uintptr) { _ = unix.Fadvise(int(fd), off, n, unix.FADV_DONTNEED) })
 	}

@@ -28,6 +28,8 @@ type hold struct {
 	tree    *set         // copied ones that were the tree's
 	gone    *set         // clusters that nobody will read any more
 	kept    atomic.Int64 // bytes of scratch
+	passed  atomic.Int64 // bytes that were ever kept
+	sending atomic.Bool  // somebody sends them to the disk
 
 	mu    sync.Mutex
 	mixed map[int64]uint16 // of copied grains that were the tree's in part: their cluster's local pages
@@ -182,6 +184,7 @@ func (h *hold) keep(data []byte, from, to int64) error {
 		if _, err := h.scratch.WriteAt(part(g, end), g*h.grain); err != nil {
 			return h.v.d.scratchFailure(h.v.id, err)
 		}
+		h.sendBehind(n)
 		g = end
 	}
 	return nil

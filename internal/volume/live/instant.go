@@ -115,6 +115,9 @@ func (in *instant) Check(context.Context) error {
 		if err := h.failure(); err != nil {
 			return err
 		}
+		if err := h.written(1); err != nil {
+			return h.v.d.scratchFailure(h.v.id, err)
+		}
 	}
 	return nil
 }

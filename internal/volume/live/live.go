@@ -81,9 +81,10 @@ type Driver struct {
 	dir     string
 	cfg     Config
 	log     *slog.Logger
-	scratch atomic.Int64 // bytes of all holds
-	grains  int64        // a hold has at most: mostGrains, or what a test wants
-	buffers sync.Pool    // of *[clusterSize]byte
+	scratch atomic.Int64   // bytes of all holds
+	grains  int64          // a hold has at most: mostGrains, or what a test wants
+	buffers sync.Pool      // of *[clusterSize]byte
+	behind  sync.WaitGroup // of those who send scratch to the disk
 
 	mu       sync.Mutex // guards what follows; held for moments only
 	vols     map[string]*opening
@@ -178,6 +179,7 @@ func (d *Driver) Close() error {
 			err = errors.Join(err, o.v.close())
 		}
 	}
+	d.behind.Wait()
 	return err
 }
 

@@ -60,3 +60,48 @@ func (d *Driver) freeScratch(h *hold) {
 	d.scratch.Add(-h.kept.Load())
 	d.logClose(h.v.id, h.scratch.Close())
 }
+
+// scratchSpan bytes of scratch stay in the page cache, about; what an instant
+// that is small or short keeps never goes to the disk.
+const scratchSpan = 16 << 20
+
+// sendBehind sends scratch to the disk when n more bytes of it were written, and
+// drops it from the page cache: nobody reads it soon, and what is copied next is
+// copied into memory that is at hand (ADR 10). Nobody waits for it; where the
+// disk is slower than the writers, the page cache holds what it has not taken.
+func (h *hold) sendBehind(n int64) {
+	now := h.passed.Add(n)
+	if now/scratchSpan == (now-n)/scratchSpan || !h.sending.CompareAndSwap(false, true) {
+		return
+	}
+	h.v.d.behind.Go(func() {
+		defer h.sending.Store(false)
+		if err := h.written(0); err != nil {
+			h.fail(h.v.d.scratchFailure(h.v.id, err))
+			return
+		}
+		forget(h.scratch, 0, 0)
+	})
+}
+
+// written sends n bytes of scratch to the disk, 0 for all of it, waits until
+// they are there, and tells if the disk failed with any of it since it was made:
+// what the kernel could not write it drops from memory sooner or later, and then
+// reads as something else. Of a scratch that was closed meanwhile it knows
+// nothing.
+func (h *hold) written(n int64) error {
+	raw, err := h.scratch.SyscallConn()
+	if err != nil {
+		return nil
+	}
+	var failed error
+	if err := raw.Control(func(fd uintptr) {
+		failed = unix.SyncFileRange(int(fd), 0, n, unix.SYNC_FILE_RANGE_WRITE|unix.SYNC_FILE_RANGE_WAIT_AFTER)
+	}); err != nil {
+		return nil
+	}
+	if errors.Is(failed, unix.ENOSYS) || errors.Is(failed, unix.EOPNOTSUPP) || errors.Is(failed, unix.ESPIPE) {
+		return nil
+	}
+	return failed
+}
