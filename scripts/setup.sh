@@ -6,7 +6,7 @@ set -euo pipefail
 
 # command:Debian package
 demo="curl:curl jq:jq mkfs.ext4:e2fsprogs debugfs:e2fsprogs losetup:mount gcc:gcc"
-test="$demo qemu-system-x86_64:qemu-system-x86 busybox:busybox-static qemu-img:qemu-utils qemu-nbd:qemu-utils mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs nbdinfo:libnbd-bin nbdkit:nbdkit fio:fio"
+test="$demo qemu-system-x86_64:qemu-system-x86 busybox:busybox-static qemu-img:qemu-utils qemu-nbd:qemu-utils mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs nbdinfo:libnbd-bin nbdkit:nbdkit fio:fio libvirtd:libvirt-daemon libvirtd:libvirt-daemon-driver-qemu"
 long="$test nbdfuse:libnbd-bin strace:strace"
 bench="$demo qemu-system-x86_64:qemu-system-x86 busybox:busybox-static qemu-img:qemu-utils restic:restic borg:borgbackup qemu-nbd:qemu-utils nbdkit:nbdkit fio:fio"
 

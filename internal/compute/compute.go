@@ -1,6 +1,6 @@
 // Package compute is the contract between the service and what runs machines.
-// Drivers live below it (qemu, fake; later libvirt); computetest.Run is the
-// suite that every driver passes.
+// Drivers live below it (qemu, libvirt, fake); computetest.Run is the suite that
+// every driver passes which makes machines.
 //
 // Invariants every driver keeps:
 //   - a machine outlives the process that started it: a new Driver finds it as

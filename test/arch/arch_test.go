@@ -36,7 +36,8 @@ var rooms = map[string]room{
 	"internal/blobstore": {},
 	"internal/nbd":       {},
 	"internal/qmp":       {},
-	"internal/compute":   {imports: []string{"internal/nbd", "internal/qmp"}},
+	"internal/libvirt":   {},
+	"internal/compute":   {imports: []string{"internal/nbd", "internal/qmp", "internal/libvirt"}},
 	"internal/repo":      {imports: []string{"internal/blobstore"}},
 	"internal/volume":    {imports: []string{"internal/nbd"}},
 	"internal/qcow2":     {},
@@ -57,7 +58,7 @@ var rooms = map[string]room{
 var free = []string{"cmd", "test"}
 
 // suites are packages of tests although their files are not named so.
-var suites = []string{"blobtest", "foldertest", "volumetest", "metadbtest", "computetest"}
+var suites = []string{"blobtest", "foldertest", "volumetest", "metadbtest", "computetest", "libvirttest"}
 
 // file is one Go file that ships, and what it imports.
 type file struct {
