@@ -9,8 +9,8 @@ import (
 	"slices"
 	"strconv"
 
-	"github.com/google/uuid"
 	rpc "github.com/digitalocean/go-libvirt"
+	"github.com/google/uuid"
 
 	"cairn/internal/errs"
 )

@@ -43,16 +43,16 @@ func TestParseDomain(t *testing.T) {
 
 func TestProblems(t *testing.T) {
 	for xml, word := range map[string]string{
-		`<disk type='network' device='disk'><driver type='raw'/><source protocol='rbd' name='p/i'/><target dev='vda'/></disk>`:                                 "network",
-		`<disk type='volume' device='disk'><driver type='raw'/><source pool='p' volume='v'/><target dev='vda'/></disk>`:                                       "volume",
-		`<disk type='block' device='lun'><driver type='raw'/><source dev='/dev/sdb'/><target dev='sda'/></disk>`:                                              "lun",
-		`<disk type='file' device='disk'><driver type='vmdk'/><source file='/a'/><target dev='vda'/></disk>`:                                                  "vmdk",
+		`<disk type='network' device='disk'><driver type='raw'/><source protocol='rbd' name='p/i'/><target dev='vda'/></disk>`:                               "network",
+		`<disk type='volume' device='disk'><driver type='raw'/><source pool='p' volume='v'/><target dev='vda'/></disk>`:                                      "volume",
+		`<disk type='block' device='lun'><driver type='raw'/><source dev='/dev/sdb'/><target dev='sda'/></disk>`:                                             "lun",
+		`<disk type='file' device='disk'><driver type='vmdk'/><source file='/a'/><target dev='vda'/></disk>`:                                                 "vmdk",
 		`<disk type='file' device='disk'><driver type='raw'/><source file='/a'><slices><slice type='storage' offset='1' size='2'/></slices></source></disk>`: "slice",
-		`<disk type='file' device='disk'><driver type='qcow2'/><source file='/a'><encryption format='luks'/></source><target dev='vda'/></disk>`:              "encrypted",
-		`<disk type='file' device='disk'><driver type='raw'/><source file='/a'/><target dev='vda'/><transient/></disk>`:                                       "transient",
-		`<disk type='file' device='disk'><driver type='raw'/><source file='/a'/><target dev='vda'/><shareable/></disk>`:                                       "shared",
-		`<disk type='file' device='disk'><driver type='raw'/><source file='/a'/><target dev='vda'/><readonly/></disk>`:                                        "read-only",
-		`<disk type='file' device='disk'><driver type='raw'/><target dev='vda'/></disk>`:                                                                      "no medium",
+		`<disk type='file' device='disk'><driver type='qcow2'/><source file='/a'><encryption format='luks'/></source><target dev='vda'/></disk>`:             "encrypted",
+		`<disk type='file' device='disk'><driver type='raw'/><source file='/a'/><target dev='vda'/><transient/></disk>`:                                      "transient",
+		`<disk type='file' device='disk'><driver type='raw'/><source file='/a'/><target dev='vda'/><shareable/></disk>`:                                      "shared",
+		`<disk type='file' device='disk'><driver type='raw'/><source file='/a'/><target dev='vda'/><readonly/></disk>`:                                       "read-only",
+		`<disk type='file' device='disk'><driver type='raw'/><target dev='vda'/></disk>`:                                                                     "no medium",
 	} {
 		d, err := parseDomain(head + xml + "</devices></domain>")
 		if err != nil || len(d.Disks) != 1 || !strings.Contains(d.Disks[0].Problem, word) {
@@ -69,10 +69,10 @@ func TestProblems(t *testing.T) {
 func TestParse(t *testing.T) {
 	t.Setenv("XDG_RUNTIME_DIR", "/run/user/7")
 	for in, want := range map[string]Daemon{
-		"qemu:///system":                      {"qemu:///system", systemSocket},
-		"qemu+unix:///system":                 {"qemu:///system", systemSocket},
-		"qemu:///session":                     {"qemu:///session", "/run/user/7/libvirt/libvirt-sock"},
-		"qemu:///system?socket=/tmp/here/it":  {"qemu:///system", "/tmp/here/it"},
+		"qemu:///system":                     {"qemu:///system", systemSocket},
+		"qemu+unix:///system":                {"qemu:///system", systemSocket},
+		"qemu:///session":                    {"qemu:///session", "/run/user/7/libvirt/libvirt-sock"},
+		"qemu:///system?socket=/tmp/here/it": {"qemu:///system", "/tmp/here/it"},
 		"qemu+unix:///session?socket=/a%20b": {"qemu:///session", "/a b"},
 	} {
 		if got, err := Parse(in); err != nil || got != want {
