@@ -132,6 +132,20 @@ func (k *conn) status(ctx context.Context, name string, off, length int64) (all 
 	return all, nil
 }
 
+// Windows are how much of a volume a server is asked about at a time. A target's
+// is smaller, as it is asked anew behind each write.
+const (
+	sourceWindow = 1 << 30
+	targetWindow = 64 << 20
+)
+
+// statusMap is what the server tells in one context.
+func (k *conn) statusMap(name string, size, window int64) *nbd.StatusMap {
+	return nbd.NewStatusMap(size, window, func(ctx context.Context, off, length int64) ([]nbd.Extent, error) {
+		return k.status(ctx, name, off, length)
+	})
+}
+
 // close ends the use for good; who reads meanwhile fails. It waits for nobody:
 // a server may never answer.
 func (k *conn) close() error {

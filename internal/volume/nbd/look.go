@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"cairn/internal/extent"
+	"cairn/internal/nbd"
 )
 
 const (
@@ -72,12 +73,11 @@ func (s *summer) sum() (out [sha256.Size]byte) {
 }
 
 // allocation is how the connection tells where data lies.
-func (k *conn) allocation(size, window int64) *pages {
-	p := &pages{conn: k, size: size, window: window}
-	if slices.Contains(k.offered(), baseAllocation) {
-		p.name = baseAllocation
+func (k *conn) allocation(size, window int64) *nbd.StatusMap {
+	if !slices.Contains(k.offered(), baseAllocation) {
+		return nbd.NewStatusMap(size, window, nil)
 	}
-	return p
+	return k.statusMap(baseAllocation, size, window)
 }
 
 // dirtyBitmaps are the contexts that tell of changes.
@@ -92,7 +92,7 @@ func (k *conn) lookAt(ctx context.Context, since []bitmapRecord) (*look, error) 
 	l := &look{size: k.size(), marks: map[string]marks{}}
 	choice := newSampler(l.size)
 	var err error
-	if l.data, err = layoutOf(ctx, k.allocation(l.size, sourceWindow), holdsData, maxEdges, choice.add); err != nil {
+	if l.data, err = layoutOf(ctx, k.allocation(l.size, sourceWindow), nbd.HoldsData, maxEdges, choice.add); err != nil {
 		return nil, err
 	}
 	for _, name := range k.dirtyBitmaps() {
@@ -114,9 +114,9 @@ func (k *conn) lookAt(ctx context.Context, since []bitmapRecord) (*look, error) 
 
 // layoutOf goes along all that matches; of more than most edges only the hash
 // is kept. also, if not nil, is called for each range.
-func layoutOf(ctx context.Context, p *pages, match func(uint32) bool, most int, also func(extent.Range)) (layout, error) {
+func layoutOf(ctx context.Context, p *nbd.StatusMap, match func(uint32) bool, most int, also func(extent.Range)) (layout, error) {
 	l, s := layout{whole: true}, newSummer()
-	err := p.each(ctx, match, func(r extent.Range) {
+	err := p.Each(ctx, match, func(r extent.Range) {
 		s.add(r)
 		if also != nil {
 			also(r)
@@ -142,8 +142,8 @@ func (l *layout) next(off int64) (extent.Range, error) {
 }
 
 // bitmap is how the connection tells what a dirty bitmap holds.
-func (k *conn) bitmap(name string, size int64) *pages {
-	return &pages{conn: k, name: name, size: size, window: sourceWindow}
+func (k *conn) bitmap(name string, size int64) *nbd.StatusMap {
+	return k.statusMap(name, size, sourceWindow)
 }
 
 // marksOf reads a bitmap. Where its marks are is only kept if base, what a
@@ -153,7 +153,7 @@ func (k *conn) marksOf(ctx context.Context, name string, size int64, base *bitma
 	if base != nil {
 		still.want, most = base.Witnesses, maxEdges
 	}
-	l, err := layoutOf(ctx, k.bitmap(name, size), isDirty, most, func(r extent.Range) {
+	l, err := layoutOf(ctx, k.bitmap(name, size), nbd.IsDirty, most, func(r extent.Range) {
 		keep.add(r)
 		still.seen(r)
 	})
@@ -273,7 +273,7 @@ func (l *look) differs(ctx context.Context, k *conn) (string, error) {
 // What only became allocated and still holds zeros does not count: to read a
 // file may be enough for that.
 func (l *look) moved(ctx context.Context, k *conn) (bool, error) {
-	now, err := layoutOf(ctx, k.allocation(l.size, sourceWindow), holdsData, maxEdges, nil)
+	now, err := layoutOf(ctx, k.allocation(l.size, sourceWindow), nbd.HoldsData, maxEdges, nil)
 	if err != nil || now.sum == l.data.sum {
 		return false, err
 	}

@@ -11,6 +11,7 @@ import (
 
 	"cairn/internal/errs"
 	"cairn/internal/extent"
+	"cairn/internal/nbd"
 	"cairn/internal/volume"
 )
 
@@ -23,11 +24,11 @@ type source struct {
 	conn   *conn
 	size   int64
 	before *look // when the instant began
-	data   *pages
+	data   *nbd.StatusMap
 
 	since   volume.Checkpoint // changes since are known; "": none are
 	changes layout            // where they are
-	dirty   *pages            // tells where, if the layout is not whole
+	dirty   *nbd.StatusMap    // tells where, if the layout is not whole
 
 	audit int64        // where this point's audit begins
 	next  atomic.Int64 // and the next one's
@@ -141,7 +142,7 @@ func (s *source) Data(ctx context.Context, off int64) (extent.Range, error) {
 	if s.before.data.whole {
 		return s.before.data.next(off)
 	}
-	return s.data.next(ctx, off, holdsData)
+	return s.data.Next(ctx, off, nbd.HoldsData)
 }
 
 // may refuses a question about what lies at off, with io.EOF behind the end.
@@ -171,7 +172,7 @@ func (s *source) marked(ctx context.Context, off int64) (extent.Range, error) {
 	if s.changes.whole {
 		return s.changes.next(off)
 	}
-	return s.dirty.next(ctx, off, isDirty)
+	return s.dirty.Next(ctx, off, nbd.IsDirty)
 }
 
 const (

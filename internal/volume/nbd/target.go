@@ -17,7 +17,7 @@ type target struct {
 	conn   *conn
 	size   int64
 	unit   int64 // what the server wants writes to be multiples of
-	data   *pages
+	data   *nbd.StatusMap
 	noZero atomic.Bool // the server zeroes nothing: zeros are written
 	once   sync.Once
 
@@ -123,7 +123,7 @@ func (t *target) Data(ctx context.Context, off int64) (extent.Range, error) {
 	if off < 0 {
 		return extent.Range{}, inside(t.conn.p.id, t.size, off, 0)
 	}
-	return t.data.next(ctx, off, holdsData)
+	return t.data.Next(ctx, off, nbd.HoldsData)
 }
 
 func (t *target) WriteAt(ctx context.Context, buf []byte, off int64) error {
@@ -131,7 +131,7 @@ func (t *target) WriteAt(ctx context.Context, buf []byte, off int64) error {
 		return err
 	}
 	end := off + int64(len(buf))
-	defer t.data.written(end)
+	defer t.data.Written(end)
 	return t.units(off, end,
 		func(off, end int64) error { return t.partly(ctx, buf[:end-off], off) },
 		func(off2, end2 int64) error { return t.write(ctx, buf[off2-off:end2-off], off2) },
@@ -188,7 +188,7 @@ func (t *target) Zero(ctx context.Context, off, length int64) error {
 	if err := t.may(ctx, off, length); err != nil {
 		return err
 	}
-	defer t.data.written(off + length)
+	defer t.data.Written(off + length)
 	zeros := func(off, end int64) error { return t.partly(ctx, make([]byte, end-off), off) }
 	return t.units(off, off+length, zeros, func(off, end int64) error { return t.zero(ctx, off, end) }, zeros)
 }
