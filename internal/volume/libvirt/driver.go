@@ -1,0 +1,149 @@
+// Package virtvolume holds the disks of machines that run under libvirt. A point
+// is read from the machine itself, by a pull-mode backup of QEMU's, while its
+// guest goes on writing.
+//
+// Invariants:
+//   - all disks of one Freeze are held at one moment: those of one machine by one
+//     transaction of its QEMU, several machines by pausing all for that moment;
+//   - changes are told only by a dirty bitmap that libvirt kept whole since the
+//     base point's own moment; whatever is doubtful is ErrNoBase;
+//   - what is made in a domain, checkpoints and their bitmaps, carries this
+//     folder's tag, and nothing else is ever removed;
+//   - a machine that was paused is noted before, so that the next process lets
+//     it go on.
+//
+// A Driver serves any number of goroutines. One process at a time may use a
+// folder.
+package virtvolume
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"github.com/google/uuid"
+
+	"cairn/internal/errs"
+	"cairn/internal/libvirt"
+	"cairn/internal/volume"
+)
+
+// Config is what a Driver needs.
+type Config struct {
+	Dir    string // made if need be; QEMU's own user must be able to reach it
+	Daemon libvirt.Daemon
+	// ScratchBytes of what guests overwrite during points are kept, of all
+	// machines together; DefaultScratch.
+	ScratchBytes int64
+	Log          *slog.Logger
+}
+
+// DefaultScratch is 16 GiB.
+const DefaultScratch = 16 << 30
+
+// Driver serves disks of domains.
+type Driver struct {
+	cfg Config
+	tag string // of all that this folder's driver makes in domains
+	log *slog.Logger
+
+	mu   sync.Mutex          // guards the maps
+	held map[string]*instant // by hold; nil while Freeze is at work
+	open map[uuid.UUID]bool  // domains of which a point is taken
+}
+
+// New opens a folder. The daemon need not answer yet.
+func New(c Config) (*Driver, error) {
+	if c.ScratchBytes == 0 {
+		c.ScratchBytes = DefaultScratch
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	for _, dir := range []string{c.Dir, filepath.Join(c.Dir, "records"), filepath.Join(c.Dir, "holds")} {
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			return nil, fmt.Errorf("make the folder of libvirt's volumes: %w", err)
+		}
+	}
+	d := &Driver{cfg: c, log: c.Log, held: map[string]*instant{}, open: map[uuid.UUID]bool{}}
+	var err error
+	d.tag, err = ownTag(filepath.Join(c.Dir, "tag"))
+	return d, err
+}
+
+// ownTag is drawn once for a folder.
+func ownTag(path string) (string, error) {
+	b, err := os.ReadFile(path)
+	if err == nil && len(b) == 8 {
+		return string(b), nil
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	tag := strings.ToLower(rand.Text()[:8])
+	return tag, writeDurably(path, []byte(tag))
+}
+
+// Capabilities says that these volumes are found, never made.
+func (d *Driver) Capabilities() volume.Capabilities { return volume.Capabilities{Tracking: true} }
+
+// place is where a volume's disk is.
+type place struct {
+	id     string // vol-… or ins-…
+	domain uuid.UUID
+	target string
+}
+
+// scheme begins the path of a volume of libvirt's.
+const scheme = "libvirt:"
+
+// Path is what a Spec of a disk has as its path and its identity.
+func Path(dom libvirt.Domain, k libvirt.Disk) string {
+	return scheme + dom.UUID.String() + "/" + k.Target
+}
+
+func locate(s volume.Spec) (place, error) {
+	id, target, ok := strings.Cut(strings.TrimPrefix(s.Path, scheme), "/")
+	u, err := uuid.Parse(id)
+	if !ok || err != nil || !strings.HasPrefix(s.Path, scheme) || s.Identity != s.Path || !plainName(s.ID) || !plainName(target) {
+		return place{}, errs.New(errs.Internal, "volume %q is at %q, which is no disk of libvirt's", s.ID, s.Path)
+	}
+	return place{id: s.ID, domain: u, target: target}, nil
+}
+
+// plainName says whether s may be a file's name and stand in XML as it is.
+func plainName(s string) bool {
+	return s != "" && len(s) <= 128 && s[0] != '.' && !strings.ContainsFunc(s, func(r rune) bool {
+		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '-' && r != '_' && r != '.'
+	})
+}
+
+// disk finds what a place is in its domain. errs.Invalid: Cairn cannot read it,
+// and why.
+func (p place) disk(dom libvirt.Domain) (libvirt.Disk, error) {
+	for _, k := range dom.Disks {
+		if k.Target != p.target {
+			continue
+		}
+		if k.Problem != "" {
+			return k, errs.New(errs.Invalid, "no snapshot can be taken of %s: disk %s of domain %s %s", p.id, p.target, dom.Name, k.Problem)
+		}
+		return k, nil
+	}
+	return libvirt.Disk{}, errs.New(errs.NotFound, "domain %s has no disk %s any more, which is %s", dom.Name, p.target, p.id)
+}
+
+// Reopen never finds anything: no instant is durable.
+func (d *Driver) Reopen(ctx context.Context, hold string, _ []volume.Spec) (volume.Instant, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	return nil, fmt.Errorf("hold %s: %w", hold, volume.ErrNoInstant)
+}

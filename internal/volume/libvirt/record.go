@@ -1,0 +1,96 @@
+package virtvolume
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"cairn/internal/volume"
+)
+
+// record says from which content the changes of a volume can be told, and by
+// which of the domain's checkpoints: the file records/<id>.json. A damaged one is
+// none: then everything is read.
+type record struct {
+	Path       string            `json:"path"`
+	Checkpoint volume.Checkpoint `json:"checkpoint"` // of the point
+	Mark       string            `json:"mark"`       // libvirt's checkpoint of the same moment
+	Audit      int64             `json:"audit"`      // where the next audit begins
+}
+
+func (d *Driver) recordPath(id string) string {
+	return filepath.Join(d.cfg.Dir, "records", id+".json")
+}
+
+func (d *Driver) readRecord(id string) (record, error) {
+	b, err := os.ReadFile(d.recordPath(id))
+	if errors.Is(err, fs.ErrNotExist) {
+		return record{}, nil
+	}
+	if err != nil {
+		return record{}, fmt.Errorf("read the tracking record of volume %s: %w", id, err)
+	}
+	var r record
+	if err := json.Unmarshal(b, &r); err != nil || r.Audit < 0 || r.Mark != "" && !plainName(r.Mark) {
+		d.log.Warn("the record of a volume's change tracking is damaged; everything is read", "volume", id, "error", err)
+		return record{}, nil
+	}
+	return r, nil
+}
+
+func (d *Driver) writeRecord(id string, r record) error {
+	b, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	if err := writeDurably(d.recordPath(id), b); err != nil {
+		return fmt.Errorf("write the tracking record of volume %s: %w", id, err)
+	}
+	return nil
+}
+
+// records is all of a domain's: path prefix libvirt:UUID/.
+func (d *Driver) marksOf(prefix string) (map[string]bool, error) {
+	names, err := filepath.Glob(filepath.Join(d.cfg.Dir, "records", "*.json"))
+	if err != nil {
+		return nil, err
+	}
+	marks := map[string]bool{}
+	for _, name := range names {
+		id := filepath.Base(name)
+		r, err := d.readRecord(id[:len(id)-len(".json")])
+		if err != nil {
+			return nil, err
+		}
+		if r.Mark != "" && len(r.Path) > len(prefix) && r.Path[:len(prefix)] == prefix {
+			marks[r.Mark] = true
+		}
+	}
+	return marks, nil
+}
+
+// writeDurably makes a file whole or not at all: temp, sync, rename, sync.
+func writeDurably(path string, content []byte) error {
+	f, err := os.OpenFile(path+".tmp", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(content)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(path+".tmp", path); err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
+}
