@@ -14,11 +14,13 @@ import (
 
 	"cairn/internal/errs"
 	"cairn/internal/libvirt"
+	"cairn/internal/volume"
 )
 
 // backup is a pull-mode backup of some disks of one running domain: QEMU serves
 // them over NBD as they were when it began, and keeps what guests overwrite in
 // scratch files. https://libvirt.org/formatbackup.html
+// Of a domain that is stopped it is a qemu-nbd for each disk, and nobody writes.
 type backup struct {
 	d       *Driver
 	dom     libvirt.Domain
@@ -126,6 +128,9 @@ func (b *backup) source(target string) *source {
 // begin starts the backup. Bitmaps that libvirt does not vouch for are given up,
 // all of this domain's: then everything is read.
 func (b *backup) begin(ctx context.Context) error {
+	if !b.dom.Active {
+		return b.serve(ctx)
+	}
 	err := b.tryBegin(ctx)
 	if !inconsistent(err) {
 		return err
@@ -138,6 +143,43 @@ func (b *backup) begin(ctx context.Context) error {
 		return err
 	}
 	return b.tryBegin(ctx)
+}
+
+// serve opens the disks of a stopped machine. Where they changed is not asked:
+// the bitmaps in their files are libvirt's to read.
+func (b *backup) serve(ctx context.Context) error {
+	for _, s := range b.sources {
+		k, err := s.at.disk(b.dom)
+		if err != nil {
+			return err
+		}
+		if s.print, err = printOf(k.Path); err != nil {
+			return errs.Wrap(errs.Unavailable, err, "volume %s: its disk %s cannot be found; see the server's log", s.at.id, s.at.target)
+		}
+		if s.srv, err = b.d.serve(ctx, s.at, k, b.dir, false); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// untouched fails if a stopped machine's disks may have been written to.
+func (b *backup) untouched(ctx context.Context) error {
+	now, err := b.d.domain(ctx, b.sources[0].at)
+	if err != nil {
+		return err
+	}
+	for _, s := range b.sources {
+		k, err := s.at.disk(now)
+		if err != nil {
+			return err
+		}
+		print, err := printOf(k.Path)
+		if err != nil || now.Active || print != s.print {
+			return errs.Wrap(errs.Conflict, errors.Join(volume.ErrChanged, err), "volume %s: domain %s was started or its disk %s changed while it was read; take the snapshot again", s.at.id, b.dom.Name, s.at.target)
+		}
+	}
+	return nil
 }
 
 func inconsistent(err error) bool {
@@ -166,6 +208,9 @@ func (b *backup) tryBegin(ctx context.Context) error {
 
 // running fails if the backup has ended, whoever ended it.
 func (b *backup) running(ctx context.Context) error {
+	if !b.dom.Active {
+		return b.untouched(ctx)
+	}
 	text, err := b.d.backupOf(ctx, b.dom)
 	if err == nil && !strings.Contains(text, b.dir+"/") {
 		err = errs.New(errs.Unavailable, "the backup of domain %s ended before its point was read: the machine was stopped or the backup was; take the snapshot again", b.dom.Name)
@@ -189,9 +234,14 @@ func (d *Driver) backupOf(ctx context.Context, dom libvirt.Domain) (text string,
 // count to the one before.
 func (b *backup) end(ctx context.Context, forget bool) error {
 	var err error
+	for _, s := range b.sources {
+		if s.srv != nil {
+			err = errors.Join(err, s.srv.close())
+		}
+	}
 	if b.begun {
 		b.begun = false
-		err = b.d.abort(ctx, b.dom, b.dir)
+		err = errors.Join(err, b.d.abort(ctx, b.dom, b.dir))
 	}
 	if b.marked && forget {
 		b.marked = false

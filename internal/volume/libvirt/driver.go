@@ -1,6 +1,7 @@
 // Package virtvolume holds the disks of machines that run under libvirt. A point
-// is read from the machine itself, by a pull-mode backup of QEMU's, while its
-// guest goes on writing.
+// of a running machine is read from the machine itself, by a pull-mode backup of
+// QEMU's, while its guest goes on writing; the disks of a stopped one are read,
+// and in an apply overwritten, through qemu-nbd.
 //
 // Invariants:
 //   - all disks of one Freeze are held at one moment: those of one machine by one
@@ -21,6 +22,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -28,6 +30,7 @@ import (
 	"strings"
 	"sync"
 
+	rpc "github.com/digitalocean/go-libvirt"
 	"github.com/google/uuid"
 
 	"cairn/internal/errs"
@@ -147,3 +150,69 @@ func (d *Driver) Reopen(ctx context.Context, hold string, _ []volume.Spec) (volu
 	}
 	return nil, fmt.Errorf("hold %s: %w", hold, volume.ErrNoInstant)
 }
+
+var _ volume.Driver = (*Driver)(nil)
+
+// Probe refuses: disks of libvirt's are found, not registered.
+func (d *Driver) Probe(context.Context, string) (volume.Probe, error) {
+	return volume.Probe{}, errs.New(errs.Invalid, "disks of libvirt's machines are volumes by themselves and are not registered")
+}
+
+// Create always refuses.
+func (d *Driver) Create(_ context.Context, s volume.Spec) error { return notOurs(s, "created") }
+
+// Grow always refuses: its owner does that (virsh blockresize), and the next
+// point notices.
+func (d *Driver) Grow(_ context.Context, s volume.Spec, _ int64) error { return notOurs(s, "resized") }
+
+// Remove always refuses: to delete the volume is to forget it.
+func (d *Driver) Remove(_ context.Context, s volume.Spec) error { return notOurs(s, "removed") }
+
+func notOurs(s volume.Spec, what string) error {
+	return errs.New(errs.Conflict, "volume %s is a disk of a machine of libvirt's, and is never %s by this server", s.ID, what)
+}
+
+// Size asks libvirt.
+func (d *Driver) Size(ctx context.Context, s volume.Spec) (int64, error) {
+	p, err := locate(s)
+	if err != nil {
+		return 0, err
+	}
+	dom, err := d.domain(ctx, p)
+	if err != nil {
+		return 0, err
+	}
+	if _, err := p.disk(dom); err != nil {
+		return 0, err
+	}
+	var size uint64
+	err = d.cfg.Daemon.Do(ctx, func(l *rpc.Libvirt) (err error) {
+		_, size, _, err = l.DomainGetBlockInfo(dom.Handle(), p.target, 0)
+		return err
+	})
+	return int64(size), err
+}
+
+// domain finds the machine of a place.
+func (d *Driver) domain(ctx context.Context, p place) (libvirt.Domain, error) {
+	all, err := d.cfg.Daemon.Domains(ctx)
+	if err != nil {
+		return libvirt.Domain{}, err
+	}
+	return p.among(all)
+}
+
+func (p place) among(all []libvirt.Domain) (libvirt.Domain, error) {
+	for _, dom := range all {
+		if dom.UUID == p.domain {
+			return dom, nil
+		}
+	}
+	return libvirt.Domain{}, errs.New(errs.NotFound, "libvirt does not know the machine of volume %s any more", p.id)
+}
+
+func tooLong(socket string) error {
+	return errs.New(errs.Conflict, "%s is too long for a socket; let the server keep its data in a folder with a shorter path", socket)
+}
+
+func isEOF(err error) bool { return errors.Is(err, io.EOF) }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync"
 	"time"
 
@@ -140,17 +139,13 @@ func (in *instant) backupOf(ctx context.Context, all []libvirt.Domain, p place) 
 			return b, nil
 		}
 	}
-	i := slices.IndexFunc(all, func(dom libvirt.Domain) bool { return dom.UUID == p.domain })
-	if i < 0 {
-		return nil, errs.New(errs.NotFound, "libvirt does not know the machine of volume %s any more", p.id)
-	}
-	dom := all[i]
-	if !dom.Active {
-		return nil, errs.New(errs.Conflict, "no snapshot can be taken of %s while domain %s does not run; start it and try again", p.id, dom.Name)
+	dom, err := p.among(all)
+	if err != nil {
+		return nil, err
 	}
 	b := &backup{d: d, dom: dom, dir: filepath.Join(d.cfg.Dir, "holds", in.hold, dom.UUID.String()), mark: d.markPrefix() + in.hold}
 	if len(b.socket()) > socketRoom {
-		return nil, errs.New(errs.Conflict, "%s is too long for a socket; let the server keep its data in a folder with a shorter path", b.socket())
+		return nil, tooLong(b.socket())
 	}
 	if err := d.claim(dom); err != nil {
 		return nil, err
@@ -338,7 +333,7 @@ func (in *instant) free(ctx context.Context, forget bool) error {
 		in.fail(errs.New(errs.Internal, "the instant under hold %s is not held any more", in.hold))
 		in.watcher.Wait()
 		for _, s := range in.sources {
-			if s.client != nil {
+			if s.client != nil && s.srv == nil {
 				in.err = errors.Join(in.err, s.client.Close())
 			}
 		}

@@ -469,13 +469,6 @@ func TestPointsFail(t *testing.T) {
 		t.Errorf("checkpoints %v stayed", c)
 	}
 
-	m.call(func(l *rpc.Libvirt) error { return l.DomainDestroy(m.dom.Handle()) })
-	_, err = r.d.Freeze(ctx, "f", specs, nil)
-	refused(t, err, errs.Conflict, "one", "start")
-	other := m.spec(0)
-	other.Path, other.Identity = other.Path+"x", other.Path+"x"
-	_, err = r.d.Freeze(ctx, "g", []volume.Spec{other}, nil)
-	refused(t, err, errs.Conflict)
 	if left, err := os.ReadDir(filepath.Join(r.config.Dir, "holds")); err != nil || len(left) > 0 {
 		t.Errorf("holds %v, %v stayed", left, err)
 	}

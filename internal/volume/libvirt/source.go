@@ -17,7 +17,9 @@ type source struct {
 	at     place
 	b      *backup
 	client *nbd.Client
-	since  record // Mark "": changes are not known
+	srv    *server // of a stopped machine; else nil
+	print  print   // of its file, when it was opened
+	since  record  // Mark "": changes are not known
 	data   *nbd.StatusMap
 	dirty  *nbd.StatusMap // nil: changes are not known
 	audit  int64          // where the next point's audit begins
@@ -33,6 +35,11 @@ const (
 
 // connect opens the disk as its machine serves it.
 func (s *source) connect(ctx context.Context) error {
+	if s.srv != nil {
+		s.client = s.srv.client
+		s.data = s.statusMap(nbd.BaseAllocation)
+		return nil
+	}
 	contexts := []string{nbd.BaseAllocation}
 	if s.since.Mark != "" {
 		contexts = append(contexts, bitmapContext+s.at.target)
@@ -168,8 +175,14 @@ func (s *source) clean(ctx context.Context, base volume.Checkpoint, off, end, bu
 // settled is what the next point can build on.
 func (s *source) settled(checkpoint volume.Checkpoint) record {
 	r := record{Path: scheme + filepath.Join(s.at.domain.String(), s.at.target), Checkpoint: checkpoint, Audit: s.audit}
-	if k, err := s.at.disk(s.b.dom); err == nil && tracked(k) && s.b.marked {
+	switch k, err := s.at.disk(s.b.dom); {
+	case err != nil || !tracked(k):
+	case s.b.marked:
 		r.Mark = s.b.mark
+	case s.srv != nil:
+		// No bitmap can begin now, but what changes from now on has changed since
+		// the one before, too.
+		r.Mark = s.since.Mark
 	}
 	return r
 }
