@@ -39,7 +39,7 @@ var rooms = map[string]room{
 	"internal/libvirt":   {},
 	"internal/compute":   {imports: []string{"internal/nbd", "internal/qmp", "internal/libvirt"}},
 	"internal/repo":      {imports: []string{"internal/blobstore"}},
-	"internal/volume":    {imports: []string{"internal/nbd"}},
+	"internal/volume":    {imports: []string{"internal/nbd", "internal/libvirt"}},
 	"internal/qcow2":     {},
 	"internal/engine":    {imports: []string{"internal/repo", "internal/volume", "internal/qcow2"}},
 	"internal/chain":     {never: []string{"context", "database/sql", "os", "net", "net/http", "math/rand", "math/rand/v2", "crypto/rand"}},

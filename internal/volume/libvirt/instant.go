@@ -10,6 +10,7 @@ import (
 
 	rpc "github.com/digitalocean/go-libvirt"
 	"github.com/google/uuid"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"cairn/internal/errs"
@@ -76,10 +77,12 @@ func (in *instant) freeze(ctx context.Context, specs []volume.Spec, within func(
 			return err
 		}
 	}
+	var g errgroup.Group
 	for _, b := range in.backups {
-		if err := b.begin(ctx); err != nil {
-			return err
-		}
+		g.Go(func() error { return b.begin(ctx) })
+	}
+	if err := g.Wait(); err != nil {
+		return err
 	}
 	in.at = time.Now().UTC()
 	for _, s := range in.sources {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -23,7 +24,20 @@ import (
 	"cairn/internal/volume"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// checks of each model: each opens a disk some ten times, by a process.
+const checks = "8"
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	given := os.Getenv("CAIRN_LONG") == "1"
+	flag.Visit(func(f *flag.Flag) { given = given || f.Name == "rapid.checks" })
+	if !given {
+		if err := flag.Set("rapid.checks", checks); err != nil {
+			panic(err)
+		}
+	}
+	goleak.VerifyTestMain(m)
+}
 
 func ok(t testing.TB, err error) {
 	t.Helper()
