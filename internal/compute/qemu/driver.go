@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"cairn/internal/compute"
@@ -259,25 +260,38 @@ func checkDisk(disk compute.Disk) error {
 	return err
 }
 
+// listAtOnce machines are asked at a time: some may not answer soon.
+const listAtOnce = 32
+
 // List is all machines in the folder.
 func (d *Driver) List(ctx context.Context) ([]compute.Machine, error) {
 	entries, err := os.ReadDir(d.dir)
 	if err != nil {
 		return nil, err
 	}
-	var all []compute.Machine
+	var (
+		mu  sync.Mutex
+		all []compute.Machine
+	)
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(listAtOnce)
 	for _, e := range entries {
 		if !e.IsDir() || !isID(e.Name()) {
 			continue
 		}
-		m, err := d.Describe(ctx, e.Name())
-		if errs.Is(err, errs.NotFound) { // a crash left a folder, or it is going
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, m)
+		g.Go(func() error {
+			m, err := d.Describe(ctx, e.Name())
+			if errs.Is(err, errs.NotFound) { // a crash left a folder, or it is going
+				return nil
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			all = append(all, m)
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
 	}
 	slices.SortFunc(all, func(a, b compute.Machine) int { return strings.Compare(a.ID, b.ID) })
 	return all, nil

@@ -25,6 +25,7 @@ import (
 const (
 	startLimit   = time.Minute      // until the monitor answers
 	monitorLimit = 10 * time.Second // for one command
+	askLimit     = time.Second      // to say whether it runs; a list waits for that
 	quitLimit    = 5 * time.Second  // for QEMU to write out and end
 	look         = 20 * time.Millisecond
 	askAgain     = 3 * time.Second // a guest that still boots misses the button
@@ -111,8 +112,10 @@ func status(ctx context.Context, c *qmp.Client) (string, error) {
 }
 
 // doing is the state of a machine whose process lives. If somebody talks to its
-// monitor now, or it does not answer, it counts as running.
+// monitor now, or it does not answer soon, it counts as running.
 func (m *machine) doing(ctx context.Context) compute.State {
+	ctx, cancel := context.WithTimeout(ctx, askLimit)
+	defer cancel()
 	if !m.TryLock() {
 		return compute.Running
 	}

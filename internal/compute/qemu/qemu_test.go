@@ -171,6 +171,47 @@ func TestAcceleration(t *testing.T) {
 	}
 }
 
+// A list does not wait for each machine in turn that hangs; they count as running.
+func TestListOfMachinesThatHang(t *testing.T) {
+	needQEMU(t)
+	r := newRig(t)
+	d := r.open(t)
+	defer d.Close()
+	const machines = 4
+	for i := range machines {
+		s := compute.Spec{ID: "ins-" + strconv.Itoa(i), CPUs: 1, Memory: 32 << 20, Disks: []compute.Disk{r.disk(t, "vol-"+strconv.Itoa(i))}}
+		for _, err := range []error{d.Define(t.Context(), s), d.Start(t.Context(), s.ID)} {
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		pid, err := d.machine(s.ID).pid()
+		t.Cleanup(func() {
+			if err := errors.Join(syscall.Kill(pid, syscall.SIGCONT), d.Delete(context.Background(), s.ID)); err != nil {
+				t.Error(err)
+			}
+		})
+		if err == nil {
+			err = syscall.Kill(pid, syscall.SIGSTOP)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	// Half of what it took to wait for each.
+	ctx, cancel := context.WithTimeout(t.Context(), machines*monitorLimit/2)
+	defer cancel()
+	all, err := d.List(ctx)
+	if err != nil || len(all) != machines {
+		t.Fatalf("the list: %+v, %v", all, err)
+	}
+	for _, m := range all {
+		if m.State != compute.Running {
+			t.Errorf("%s is %v", m.ID, m.State)
+		}
+	}
+}
+
 // A description that is damaged hides no machine.
 func TestDamagedDescription(t *testing.T) {
 	needQEMU(t)
