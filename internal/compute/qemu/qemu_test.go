@@ -187,10 +187,16 @@ func TestListOfMachinesThatHang(t *testing.T) {
 		}
 		pid, err := d.machine(s.ID).pid()
 		t.Cleanup(func() {
+			if pid == 0 {
+				return
+			}
 			if err := errors.Join(syscall.Kill(pid, syscall.SIGCONT), d.Delete(context.Background(), s.ID)); err != nil {
 				t.Error(err)
 			}
 		})
+		if pid == 0 { // it would be all of us
+			t.Fatalf("%s does not run: %v", s.ID, err)
+		}
 		if err == nil {
 			err = syscall.Kill(pid, syscall.SIGSTOP)
 		}

@@ -42,6 +42,10 @@ func Start(t *testing.T) Daemon {
 			t.Skipf("%s is not installed (Debian: apt install libvirt-daemon libvirt-daemon-driver-qemu qemu-system-x86)", name)
 		}
 	}
+	namespaces := []string{"--mount", "--pid", "--fork", "--kill-child", "--mount-proc"}
+	if out, err := exec.Command("unshare", append(namespaces, "true")...).CombinedOutput(); err != nil {
+		t.Skipf("no namespaces can be made here: %v: %s", err, out)
+	}
 	// Not t.TempDir: names of sockets are short.
 	dir, err := os.MkdirTemp("", "virt")
 	if err != nil {
@@ -56,7 +60,7 @@ func Start(t *testing.T) Daemon {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "bash", "-c", script, "daemon.sh", dir)
+	cmd := exec.Command("unshare", append(namespaces, "bash", "-c", script, "daemon.sh", dir)...)
 	cmd.Stdout, cmd.Stderr = log, log
 	stdin, err := cmd.StdinPipe() // the namespace ends with it, also if this process is killed
 	if err != nil {
