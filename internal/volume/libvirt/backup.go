@@ -37,7 +37,13 @@ const (
 	// freeFloor bytes of the disk stay free: what QEMU cannot keep for a point it
 	// does not let the guest write.
 	freeFloor = 1 << 30
+	// callLimit is for what must not be given up halfway: libvirt itself waits half
+	// a minute for a machine that somebody else changes.
+	callLimit = time.Minute
 )
+
+// prefix begins the paths of all disks of the machine.
+func (b *backup) prefix() string { return scheme + b.dom.UUID.String() + "/" }
 
 func (b *backup) socket() string { return filepath.Join(b.dir, "nbd") }
 
@@ -148,9 +154,16 @@ func (b *backup) begin(ctx context.Context) error {
 // serve opens the disks of a stopped machine. Where they changed is not asked:
 // the bitmaps in their files are libvirt's to read.
 func (b *backup) serve(ctx context.Context) error {
+	keep, err := b.d.marksOf(b.prefix())
+	if err != nil {
+		return err
+	}
 	for _, s := range b.sources {
 		k, err := s.at.disk(b.dom)
 		if err != nil {
+			return err
+		}
+		if err := b.d.dropBitmaps(ctx, k, keep); err != nil { // of jobs that were cut
 			return err
 		}
 		if s.print, err = printOf(k.Path); err != nil {
@@ -196,14 +209,14 @@ func (b *backup) tryBegin(ctx context.Context) error {
 	if cx != "" {
 		checkpoint = rpc.OptString{cx}
 	}
-	err = b.d.cfg.Daemon.Do(ctx, func(l *rpc.Libvirt) error {
+	// A call that is given up may be carried out all the same, after whoever gave
+	// it up has looked.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callLimit)
+	defer cancel()
+	b.begun, b.marked = true, cx != ""
+	return b.d.cfg.Daemon.Do(ctx, func(l *rpc.Libvirt) error {
 		return l.DomainBackupBegin(b.dom.Handle(), bx, checkpoint, 0)
 	})
-	if err != nil {
-		return err
-	}
-	b.begun, b.marked = true, cx != ""
-	return nil
 }
 
 // running fails if the backup has ended, whoever ended it.
@@ -231,7 +244,7 @@ func (d *Driver) backupOf(ctx context.Context, dom libvirt.Domain) (text string,
 }
 
 // end stops the backup. The checkpoint stays, unless forget: then changes since
-// count to the one before.
+// count to the one before. If it fails the folder stays, for Drop to try again.
 func (b *backup) end(ctx context.Context, forget bool) error {
 	var err error
 	for _, s := range b.sources {
@@ -247,7 +260,10 @@ func (b *backup) end(ctx context.Context, forget bool) error {
 		b.marked = false
 		err = errors.Join(err, b.d.dropMark(ctx, b.dom, b.mark))
 	}
-	return errors.Join(err, os.RemoveAll(b.dir))
+	if err != nil {
+		return err
+	}
+	return os.RemoveAll(b.dir)
 }
 
 // used is how many bytes its scratch takes.

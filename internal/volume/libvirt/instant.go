@@ -161,7 +161,7 @@ func (in *instant) backupOf(ctx context.Context, all []libvirt.Domain, p place) 
 	case text != "":
 		return nil, errs.New(errs.Busy, "domain %s has a backup already, of a job that was cut or somebody else's; try again, or end it (virsh domjobabort)", dom.Name)
 	}
-	keep, err := d.marksOf(scheme + dom.UUID.String() + "/")
+	keep, err := d.marksOf(b.prefix())
 	if err != nil {
 		return nil, err
 	}
@@ -212,12 +212,19 @@ func (in *instant) pause(ctx context.Context) (resume func(), err error) {
 			return resume, err
 		}
 		paused = append(paused, b)
-		err := in.d.cfg.Daemon.Do(ctx, func(l *rpc.Libvirt) error { return l.DomainSuspend(b.dom.Handle()) })
-		if err != nil {
+		if err := in.d.suspend(ctx, b.dom); err != nil {
 			return resume, err
 		}
 	}
 	return resume, nil
+}
+
+// suspend is not given up with ctx: the machine could be paused after resume has
+// looked.
+func (d *Driver) suspend(ctx context.Context, dom libvirt.Domain) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callLimit)
+	defer cancel()
+	return d.cfg.Daemon.Do(ctx, func(l *rpc.Libvirt) error { return l.DomainSuspend(dom.Handle()) })
 }
 
 func (d *Driver) resume(ctx context.Context, dom libvirt.Domain, dir string) error {
@@ -306,13 +313,15 @@ func (in *instant) Settle(ctx context.Context, checkpoints []volume.Checkpoint, 
 	if err := commit(); err != nil {
 		return err
 	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callLimit)
+	defer cancel()
 	var all error
 	for i, s := range in.sources {
 		all = errors.Join(all, in.d.writeRecord(s.at.id, s.settled(checkpoints[i])))
 	}
 	all = errors.Join(all, in.free(ctx, false))
 	for _, b := range in.backups {
-		keep, err := in.d.marksOf(scheme + b.dom.UUID.String() + "/")
+		keep, err := in.d.marksOf(b.prefix())
 		if err == nil {
 			err = in.d.dropMarks(ctx, b.dom, keep)
 		}
@@ -327,7 +336,9 @@ func (in *instant) Close() error {
 		delete(in.d.held, in.hold)
 	}
 	in.d.mu.Unlock()
-	return in.free(context.Background(), true)
+	ctx, cancel := context.WithTimeout(context.Background(), callLimit)
+	defer cancel()
+	return in.free(ctx, true)
 }
 
 // free ends all backups, once; forget: as if there had been no instant.
@@ -344,8 +355,8 @@ func (in *instant) free(ctx context.Context, forget bool) error {
 			in.err = errors.Join(in.err, b.end(ctx, forget))
 			in.d.unclaim(b.dom.UUID)
 		}
-		if err := os.RemoveAll(filepath.Join(in.d.cfg.Dir, "holds", in.hold)); err != nil {
-			in.err = errors.Join(in.err, err)
+		if in.err == nil {
+			in.err = os.RemoveAll(filepath.Join(in.d.cfg.Dir, "holds", in.hold))
 		}
 	})
 	return in.err

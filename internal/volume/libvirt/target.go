@@ -74,7 +74,7 @@ func (t *target) open(ctx context.Context, dom libvirt.Domain, k libvirt.Disk) e
 	if err := t.d.dropMarks(ctx, dom, nil); err != nil {
 		return err
 	}
-	if err := t.d.dropBitmaps(ctx, k); err != nil {
+	if err := t.d.dropBitmaps(ctx, k, nil); err != nil {
 		return err
 	}
 	if err := os.MkdirAll(t.dir, 0o700); err != nil {
@@ -91,9 +91,10 @@ func (t *target) open(ctx context.Context, dom libvirt.Domain, k libvirt.Disk) e
 	return nil
 }
 
-// dropBitmaps removes this driver's bitmaps from the file of a stopped machine's
-// disk: libvirt forgets them only, and a machine would keep them up for nobody.
-func (d *Driver) dropBitmaps(ctx context.Context, k libvirt.Disk) error {
+// dropBitmaps removes this driver's bitmaps that are not to be kept from the file
+// of a stopped machine's disk: libvirt forgets them only, and the machine would
+// keep them up for nobody.
+func (d *Driver) dropBitmaps(ctx context.Context, k libvirt.Disk, keep map[string]bool) error {
 	if !tracked(k) {
 		return nil
 	}
@@ -106,7 +107,7 @@ func (d *Driver) dropBitmaps(ctx context.Context, k libvirt.Disk) error {
 		return err
 	}
 	for _, name := range names {
-		if !strings.HasPrefix(name, d.markPrefix()) {
+		if !strings.HasPrefix(name, d.markPrefix()) || keep[name] {
 			continue
 		}
 		if _, err := qemuImg(ctx, "bitmap", "--remove", "-f", k.Format, fileName(k.Path), name); err != nil {
