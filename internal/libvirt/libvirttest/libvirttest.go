@@ -43,7 +43,7 @@ func Start(t *testing.T) Daemon {
 		}
 	}
 	namespaces := []string{"--mount", "--pid", "--fork", "--kill-child", "--mount-proc"}
-	if out, err := exec.Command("unshare", append(namespaces, "true")...).CombinedOutput(); err != nil {
+	if out, err := exec.CommandContext(t.Context(), "unshare", append(namespaces, "true")...).CombinedOutput(); err != nil {
 		t.Skipf("no namespaces can be made here: %v: %s", err, out)
 	}
 	// Not t.TempDir: names of sockets are short.
@@ -60,7 +60,7 @@ func Start(t *testing.T) Daemon {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command("unshare", append(namespaces, "bash", "-c", script, "daemon.sh", dir)...)
+	cmd := exec.CommandContext(context.Background(), "unshare", append(namespaces, "bash", "-c", script, "daemon.sh", dir)...)
 	cmd.Stdout, cmd.Stderr = log, log
 	stdin, err := cmd.StdinPipe() // the namespace ends with it, also if this process is killed
 	if err != nil {

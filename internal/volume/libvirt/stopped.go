@@ -38,7 +38,7 @@ func (d *Driver) serve(ctx context.Context, p place, k libvirt.Disk, dir string,
 	if !writable {
 		args = append(args, "--read-only")
 	}
-	cmd := exec.Command("qemu-nbd", append(args, "--", fileName(k.Path))...)
+	cmd := exec.CommandContext(context.WithoutCancel(ctx), "qemu-nbd", append(args, "--", fileName(k.Path))...)
 	var said strings.Builder
 	cmd.Stderr = &said
 	if err := cmd.Start(); err != nil {

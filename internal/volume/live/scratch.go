@@ -92,13 +92,13 @@ func (h *hold) sendBehind(n int64) {
 func (h *hold) written(n int64) error {
 	raw, err := h.scratch.SyscallConn()
 	if err != nil {
-		return nil
+		return nil //nolint:nilerr // it is closed
 	}
 	var failed error
 	if err := raw.Control(func(fd uintptr) {
 		failed = unix.SyncFileRange(int(fd), 0, n, unix.SYNC_FILE_RANGE_WRITE|unix.SYNC_FILE_RANGE_WAIT_AFTER)
 	}); err != nil {
-		return nil
+		return nil //nolint:nilerr // it is closed, which no error of os says
 	}
 	if errors.Is(failed, unix.ENOSYS) || errors.Is(failed, unix.EOPNOTSUPP) || errors.Is(failed, unix.ESPIPE) {
 		return nil
