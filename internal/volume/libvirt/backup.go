@@ -91,7 +91,7 @@ type (
 func (b *backup) descriptions() (backup, checkpoint string, err error) {
 	x := backupXML{Mode: "pull", Server: serverXML{"unix", b.socket()}}
 	c := checkpointXML{Name: b.mark}
-	any := false
+	one := false
 	for _, k := range b.dom.Disks {
 		s := b.source(k.Target)
 		if s == nil {
@@ -105,14 +105,14 @@ func (b *backup) descriptions() (backup, checkpoint string, err error) {
 		}
 		x.Disks = append(x.Disks, w)
 		if tracked(k) {
-			any = true
+			one = true
 			c.Disks = append(c.Disks, markedXML{k.Target, "bitmap"})
 		} else {
 			c.Disks = append(c.Disks, markedXML{k.Target, "no"})
 		}
 	}
 	bx, err := xml.Marshal(x)
-	if err != nil || !any {
+	if err != nil || !one {
 		return string(bx), "", err
 	}
 	cx, err := xml.Marshal(c)

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"cairn/internal/volume"
 )
@@ -52,7 +53,8 @@ func (d *Driver) writeRecord(id string, r record) error {
 	return nil
 }
 
-// records is all of a domain's: path prefix libvirt:UUID/.
+// marksOf is the checkpoints of a domain that records build on. prefix begins the
+// paths of its disks.
 func (d *Driver) marksOf(prefix string) (map[string]bool, error) {
 	names, err := filepath.Glob(filepath.Join(d.cfg.Dir, "records", "*.json"))
 	if err != nil {
@@ -60,12 +62,11 @@ func (d *Driver) marksOf(prefix string) (map[string]bool, error) {
 	}
 	marks := map[string]bool{}
 	for _, name := range names {
-		id := filepath.Base(name)
-		r, err := d.readRecord(id[:len(id)-len(".json")])
+		r, err := d.readRecord(strings.TrimSuffix(filepath.Base(name), ".json"))
 		if err != nil {
 			return nil, err
 		}
-		if r.Mark != "" && len(r.Path) > len(prefix) && r.Path[:len(prefix)] == prefix {
+		if r.Mark != "" && strings.HasPrefix(r.Path, prefix) {
 			marks[r.Mark] = true
 		}
 	}

@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
-	"path/filepath"
+	"slices"
 
 	"cairn/internal/errs"
 	"cairn/internal/extent"
@@ -53,7 +53,7 @@ func (s *source) connect(ctx context.Context) error {
 	if s.since.Mark == "" {
 		return nil
 	}
-	if name := bitmapContext + s.at.target; !has(c.Contexts(), name) {
+	if name := bitmapContext + s.at.target; !slices.Contains(c.Contexts(), name) {
 		s.since.Mark = ""
 	} else {
 		s.dirty = s.statusMap(name)
@@ -61,17 +61,8 @@ func (s *source) connect(ctx context.Context) error {
 	return nil
 }
 
-func has(all []string, want string) bool {
-	for _, one := range all {
-		if one == want {
-			return true
-		}
-	}
-	return false
-}
-
 func (s *source) statusMap(name string) *nbd.StatusMap {
-	if !has(s.client.Contexts(), name) {
+	if !slices.Contains(s.client.Contexts(), name) {
 		return nbd.NewStatusMap(s.Size(), window, nil)
 	}
 	return nbd.NewStatusMap(s.Size(), window, func(ctx context.Context, off, length int64) ([]nbd.Extent, error) {
@@ -174,7 +165,7 @@ func (s *source) clean(ctx context.Context, base volume.Checkpoint, off, end, bu
 
 // settled is what the next point can build on.
 func (s *source) settled(checkpoint volume.Checkpoint) record {
-	r := record{Path: scheme + filepath.Join(s.at.domain.String(), s.at.target), Checkpoint: checkpoint, Audit: s.audit}
+	r := record{Path: s.b.prefix() + s.at.target, Checkpoint: checkpoint, Audit: s.audit}
 	switch k, err := s.at.disk(s.b.dom); {
 	case err != nil || !tracked(k):
 	case s.b.marked:
