@@ -57,10 +57,10 @@ func (l loopDevice) attach(path string) error {
 
 func (l loopDevice) detach() error { return run("losetup", "-d", l.path()) }
 
-// busyRetry tries again for a second: somebody who looks at every new device
-// may have it open for a moment.
+// busyRetry tries again for ten seconds: somebody who looks at every new device
+// may have it open, on a busy machine for more than the one second that this was.
 func busyRetry(do func() error) (err error) {
-	for range 50 {
+	for range 500 {
 		if err = do(); err == nil {
 			return nil
 		}
