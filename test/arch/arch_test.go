@@ -26,13 +26,14 @@ type room struct {
 }
 
 // leaves may be imported by every room below cmd, client excepted.
-var leaves = []string{"internal/errs", "internal/extent"}
+var leaves = []string{"internal/errs", "internal/extent", "internal/durable"}
 
 // rooms is the picture. A folder without a line here is an error, so that a
 // new room gets its place before it gets importers.
 var rooms = map[string]room{
 	"internal/errs":      {},
 	"internal/extent":    {},
+	"internal/durable":   {},
 	"internal/blobstore": {},
 	"internal/nbd":       {},
 	"internal/qmp":       {},

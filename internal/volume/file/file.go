@@ -25,6 +25,7 @@ import (
 	"sync"
 	"time"
 
+	"cairn/internal/durable"
 	"cairn/internal/errs"
 	"cairn/internal/volume"
 )
@@ -52,7 +53,7 @@ func newDisks(holdDir string) (*disks, error) {
 	if err := os.MkdirAll(holdDir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the folder of holds: %w", err)
 	}
-	if err := syncDir(filepath.Dir(holdDir)); err != nil {
+	if err := durable.SyncDir(filepath.Dir(holdDir)); err != nil {
 		return nil, err
 	}
 	d := &disks{holdDir: holdDir, live: map[string]*instant{}, open: map[string]chan struct{}{}}
@@ -131,22 +132,6 @@ func nameOK(s string) bool {
 		}
 		return r != '-' && r != '_' && r != '.'
 	})
-}
-
-// syncDir makes the names in a folder durable.
-func syncDir(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return fmt.Errorf("open folder to sync it: %w", err)
-	}
-	err = f.Sync()
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err != nil {
-		return fmt.Errorf("sync folder %s: %w", dir, err)
-	}
-	return nil
 }
 
 // busy makes the error for a volume that somebody else uses. what completes

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"cairn/internal/durable"
 	"cairn/internal/errs"
 	"cairn/internal/volume"
 )
@@ -120,33 +121,13 @@ func (d *disks) seal(hold string, r record, files []*os.File) error {
 		return holdFailure("store", hold, err)
 	}
 	dir := d.holdPath(hold)
-	if err := writeDurably(filepath.Join(dir, recordName), text); err != nil {
+	if err := durable.Write(filepath.Join(dir, recordName), text); err != nil {
 		return holdFailure("store", hold, err)
 	}
-	if err := syncDir(d.holdDir); err != nil {
+	if err := durable.SyncDir(d.holdDir); err != nil {
 		return holdFailure("store", hold, err)
 	}
 	return nil
-}
-
-// writeDurably makes a file whole or not at all: temp, sync, rename, sync.
-func writeDurably(path string, content []byte) error {
-	temp := path + ".tmp"
-	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(content)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(temp, path); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(path))
 }
 
 // removeHold removes a durable hold or what is left of one.
@@ -157,7 +138,7 @@ func (d *disks) removeHold(hold string) error {
 	case err != nil:
 		return holdFailure("remove", hold, err)
 	default:
-		if err := syncDir(dir); err != nil {
+		if err := durable.SyncDir(dir); err != nil {
 			return holdFailure("remove", hold, err)
 		}
 	}

@@ -33,6 +33,7 @@ import (
 	rpc "github.com/digitalocean/go-libvirt"
 	"github.com/google/uuid"
 
+	"cairn/internal/durable"
 	"cairn/internal/errs"
 	"cairn/internal/libvirt"
 	"cairn/internal/volume"
@@ -91,7 +92,7 @@ func ownTag(path string) (string, error) {
 		return "", err
 	}
 	tag := strings.ToLower(rand.Text()[:8])
-	return tag, writeDurably(path, []byte(tag))
+	return tag, durable.Write(path, []byte(tag))
 }
 
 // Capabilities says that these volumes are found, never made.

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"cairn/internal/durable"
 	"cairn/internal/errs"
 	"cairn/internal/libvirt"
 	"cairn/internal/volume"
@@ -208,7 +209,7 @@ func (in *instant) pause(ctx context.Context) (resume func(), err error) {
 		if b.dom.State != rpc.DomainRunning && b.dom.State != rpc.DomainBlocked {
 			continue
 		}
-		if err := writeDurably(filepath.Join(b.dir, pausedNote), nil); err != nil {
+		if err := durable.Write(filepath.Join(b.dir, pausedNote), nil); err != nil {
 			return resume, err
 		}
 		paused = append(paused, b)

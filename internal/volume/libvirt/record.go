@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"cairn/internal/durable"
 	"cairn/internal/volume"
 )
 
@@ -47,7 +48,7 @@ func (d *Driver) writeRecord(id string, r record) error {
 	if err != nil {
 		return err
 	}
-	if err := writeDurably(d.recordPath(id), b); err != nil {
+	if err := durable.Write(d.recordPath(id), b); err != nil {
 		return fmt.Errorf("write the tracking record of volume %s: %w", id, err)
 	}
 	return nil
@@ -71,27 +72,4 @@ func (d *Driver) marksOf(prefix string) (map[string]bool, error) {
 		}
 	}
 	return marks, nil
-}
-
-// writeDurably makes a file whole or not at all: temp, sync, rename, sync.
-func writeDurably(path string, content []byte) error {
-	f, err := os.OpenFile(path+".tmp", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(content)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(path+".tmp", path); err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
 }

@@ -42,6 +42,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"cairn/internal/durable"
 	"cairn/internal/errs"
 	"cairn/internal/nbd"
 	"cairn/internal/volume"
@@ -127,7 +128,7 @@ func New(cfg Config) (*Driver, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the folder of managed volumes: %w", err)
 	}
-	if err := syncDir(filepath.Dir(dir)); err != nil {
+	if err := durable.SyncDir(filepath.Dir(dir)); err != nil {
 		return nil, err
 	}
 	// Reflinks of an earlier version's instants: no job can go on with them.
@@ -279,7 +280,7 @@ func (d *Driver) create(s volume.Spec, base volume.Tree) error {
 	if err := errors.Join(setSize(f, s.ID, s.SizeBytes), f.Close()); err != nil {
 		return err
 	}
-	if err := syncDir(d.dir); err != nil {
+	if err := durable.SyncDir(d.dir); err != nil {
 		return ioFailure(s.ID, "make", err)
 	}
 	return nil
@@ -327,7 +328,7 @@ func (d *Driver) drop(id string) error {
 		if err := removeFile(path); err != nil {
 			return ioFailure(id, "remove", err)
 		}
-		if err := syncDir(d.dir); err != nil {
+		if err := durable.SyncDir(d.dir); err != nil {
 			return ioFailure(id, "remove", err)
 		}
 	}

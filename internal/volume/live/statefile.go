@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"cairn/internal/durable"
 	"cairn/internal/errs"
 	"cairn/internal/volume"
 )
@@ -105,7 +106,7 @@ func writeStateFile(path string, serial uint64, c *content) (*stateFile, error) 
 		err = os.Rename(temp, path)
 	}
 	if err == nil {
-		if err = syncDir(filepath.Dir(path)); err != nil {
+		if err = durable.SyncDir(filepath.Dir(path)); err != nil {
 			err = fmt.Errorf("%w: %w", errReplaced, err)
 		}
 	}
@@ -304,18 +305,6 @@ func fdatasync(f *os.File) error {
 		}
 	})
 	return errors.Join(err, serr)
-}
-
-// syncDir makes the names in a folder durable.
-func syncDir(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return fmt.Errorf("open folder to sync it: %w", err)
-	}
-	if err := errors.Join(f.Sync(), f.Close()); err != nil {
-		return fmt.Errorf("sync folder %s: %w", dir, err)
-	}
-	return nil
 }
 
 // removeFile removes a file that may be absent.

@@ -26,6 +26,7 @@ import (
 	"sync"
 	"time"
 
+	"cairn/internal/durable"
 	"cairn/internal/errs"
 	"cairn/internal/nbd"
 	"cairn/internal/volume"
@@ -67,7 +68,7 @@ func New(cfg Config) (*Driver, error) {
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the folder of NBD volumes: %w", err)
 	}
-	if err := syncDir(filepath.Dir(cfg.Dir)); err != nil {
+	if err := durable.SyncDir(filepath.Dir(cfg.Dir)); err != nil {
 		return nil, err
 	}
 	if cfg.Attempts == 0 {

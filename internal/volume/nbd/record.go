@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"cairn/internal/durable"
 	"cairn/internal/errs"
 	"cairn/internal/extent"
 	"cairn/internal/volume"
@@ -81,7 +82,7 @@ func (d *Driver) writeRecord(id string, r *record) error {
 	}
 	sum := sha256.Sum256(body)
 	text := append([]byte(hex.EncodeToString(sum[:])+"\n"), body...)
-	if err := writeDurably(d.recordPath(id), text); err != nil {
+	if err := durable.Write(d.recordPath(id), text); err != nil {
 		return recordFailure("write", id, err)
 	}
 	return nil
@@ -91,7 +92,7 @@ func (d *Driver) writeRecord(id string, r *record) error {
 func (d *Driver) dropRecord(id string) error {
 	err := os.Remove(d.recordPath(id))
 	if err == nil || errors.Is(err, fs.ErrNotExist) { // an earlier removal may not be durable yet
-		err = syncDir(d.cfg.Dir)
+		err = durable.SyncDir(d.cfg.Dir)
 	}
 	if err != nil {
 		return recordFailure("remove", id, err)
@@ -101,36 +102,4 @@ func (d *Driver) dropRecord(id string) error {
 
 func recordFailure(doing, id string, err error) error {
 	return errs.Wrap(errs.Internal, fmt.Errorf("%s the tracking record of volume %s: %w", doing, id, err), "")
-}
-
-// writeDurably makes a file whole or not at all: temp, sync, rename, sync.
-func writeDurably(path string, content []byte) error {
-	temp := path + ".tmp"
-	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(content)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(temp, path); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(path))
-}
-
-// syncDir makes the names in a folder durable.
-func syncDir(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return fmt.Errorf("open folder to sync it: %w", err)
-	}
-	if err := errors.Join(f.Sync(), f.Close()); err != nil {
-		return fmt.Errorf("sync folder %s: %w", dir, err)
-	}
-	return nil
 }
