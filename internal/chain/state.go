@@ -9,21 +9,26 @@ type Totals struct {
 	Latest time.Time // snapshot_time of the youngest of them
 }
 
-// TotalsOf sums up the points of one chain. A pending point counts only once
-// it is committed: until then it has neither size nor instant to speak of.
+// TotalsOf sums up the points of one chain.
 func TotalsOf(points []Point) Totals {
 	var t Totals
 	for _, p := range points {
-		if !p.Live() || p.Status == Pending {
-			continue
-		}
-		t.Bytes += p.SizeBytes
-		t.Count++
-		if p.SnapshotTime.After(t.Latest) {
-			t.Latest = p.SnapshotTime
-		}
+		t.Add(p)
 	}
 	return t
+}
+
+// Add counts one more point of the chain. A pending one counts only once it is
+// committed: until then it has neither size nor instant to speak of.
+func (t *Totals) Add(p Point) {
+	if !p.Live() || p.Status == Pending {
+		return
+	}
+	t.Bytes += p.SizeBytes
+	t.Count++
+	if p.SnapshotTime.After(t.Latest) {
+		t.Latest = p.SnapshotTime
+	}
 }
 
 // HeadChain tells whether p is the full of the chain that the next

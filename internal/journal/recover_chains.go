@@ -68,7 +68,7 @@ func top(links map[string]link, id string) string {
 // writeChains sets the heads and what fulls say of their chains.
 func (r *recovery) writeChains(ctx context.Context) error {
 	r.guessHeads()
-	heads := map[string]string{} // by the root of its chain
+	headed := map[string]bool{} // roots
 	err := r.inPages(ctx, slices.Sorted(maps.Keys(r.heads)), func(tx service.Tx, resource string) error {
 		p, err := tx.Snapshot("", r.heads[resource])
 		if err != nil {
@@ -79,23 +79,37 @@ func (r *recovery) writeChains(ctx context.Context) error {
 			return nil
 		}
 		p.IsHead = true
-		heads[p.RootID] = p.ID
+		headed[p.RootID] = true
 		return tx.UpdateSnapshot(p)
 	})
 	if err != nil {
 		return err
 	}
-	var fulls []string
-	err = r.eachRow(ctx, func(p *service.Snapshot) error {
-		if p.Full && p.Status != ceased {
-			fulls = append(fulls, p.ID)
-		}
+	return r.writeTotals(ctx, headed)
+}
+
+// writeTotals sets what fulls say of their chains; headed are the roots of
+// those with a head. It reads all rows twice: one query a chain takes longer
+// where most chains are short.
+func (r *recovery) writeTotals(ctx context.Context, headed map[string]bool) error {
+	totals := map[string]chain.Totals{} // by root
+	err := r.eachRow(ctx, func(p *service.Snapshot) error {
+		t := totals[p.RootID]
+		t.Add(p.Point)
+		totals[p.RootID] = t
 		return nil
 	})
 	if err != nil {
 		return err
 	}
-	return r.inPages(ctx, fulls, func(tx service.Tx, id string) error { return sumUp(tx, id, heads[id]) })
+	return r.eachRow(ctx, func(p *service.Snapshot) error {
+		if !p.Full || p.Status == ceased {
+			return nil
+		}
+		t := totals[p.ID]
+		p.TotalBytes, p.TotalCount, p.LatestTime, p.HeadChain = t.Bytes, t.Count, t.Latest, headed[p.ID]
+		return nil
+	})
 }
 
 // inPages runs fn for every id, many in one transaction.
@@ -112,32 +126,6 @@ func (r *recovery) inPages(ctx context.Context, ids []string, fn func(tx service
 		if err != nil {
 			return err
 		}
-	}
-	return nil
-}
-
-// sumUp writes what a full says of its chain. head is in it, or "".
-func sumUp(tx service.Tx, root, head string) error {
-	rows, err := tx.Chain(root)
-	if err != nil {
-		return err
-	}
-	points := make([]chain.Point, len(rows))
-	full, at := service.Snapshot{}, (*chain.Point)(nil)
-	for i, p := range rows {
-		points[i] = p.Point
-		if p.ID == root {
-			full = p
-		}
-		if p.ID == head {
-			at = &points[i]
-		}
-	}
-	t := chain.TotalsOf(points)
-	full.TotalBytes, full.TotalCount, full.LatestTime = t.Bytes, t.Count, t.Latest
-	full.HeadChain = chain.HeadChain(full.Point, at)
-	if err := tx.UpdateSnapshot(full); err != nil {
-		return fmt.Errorf("sum up the chain of %s: %w", root, err)
 	}
 	return nil
 }
