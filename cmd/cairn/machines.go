@@ -1,11 +1,16 @@
 package main
 
 import (
+	"fmt"
 	"log/slog"
+	"path/filepath"
 
 	"cairn/internal/compute"
+	virtmachines "cairn/internal/compute/libvirt"
 	"cairn/internal/compute/qemu"
 	"cairn/internal/errs"
+	"cairn/internal/libvirt"
+	virtvolume "cairn/internal/volume/libvirt"
 )
 
 // Values of --machines.
@@ -14,6 +19,30 @@ const (
 	machinesQEMU = "qemu"
 	machinesNone = "none"
 )
+
+// openLibvirt opens the machines of libvirt and their disks; both nil without
+// --libvirt. The daemon need not answer yet. dir is where scratch goes unless
+// --libvirt-dir says otherwise.
+func (c serveConfig) openLibvirt(dir string, log *slog.Logger) (compute.Driver, *virtvolume.Driver, error) {
+	if c.libvirt == "" {
+		return nil, nil, nil
+	}
+	if c.libvirtDir != "" {
+		var err error
+		if dir, err = filepath.Abs(c.libvirtDir); err != nil {
+			return nil, nil, fmt.Errorf("find %s: %w", c.libvirtDir, err)
+		}
+	}
+	daemon, err := libvirt.Parse(c.libvirt)
+	if err != nil {
+		return nil, nil, err
+	}
+	disks, err := virtvolume.New(virtvolume.Config{Dir: dir, Daemon: daemon, ScratchBytes: c.scratch << 20, Log: log})
+	if err != nil {
+		return nil, nil, err
+	}
+	return virtmachines.New(daemon, log), disks, nil
+}
 
 // openMachines opens what runs instances; nil where none can run, and why.
 func (c serveConfig) openMachines(dir string, log *slog.Logger) (d compute.Driver, none string, err error) {

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"cairn/internal/blobstore/file"
+	"cairn/internal/compute"
 	"cairn/internal/engine"
 	"cairn/internal/errs"
 	"cairn/internal/httpapi"
@@ -38,26 +39,28 @@ const shutdownGrace = 5 * time.Second
 
 // serveConfig is everything that `cairn serve` can be told.
 type serveConfig struct {
-	dataDir   string
-	listen    string
-	key       keySource
-	zones     []string
-	workers   int
-	jobs      int
-	maxChain  int
-	recycle   time.Duration
-	reserve   int64 // MiB
-	lowSpace  int64 // MiB
-	scrubs    time.Duration
-	scrubMiB  int64
-	nbdListen string
-	fillRate  int64 // MiB a second
-	scratch   int64 // MiB
-	yield     float64
-	machines  string
-	stopGrace time.Duration
-	logFormat string
-	logLevel  string
+	dataDir    string
+	listen     string
+	key        keySource
+	zones      []string
+	workers    int
+	jobs       int
+	maxChain   int
+	recycle    time.Duration
+	reserve    int64 // MiB
+	lowSpace   int64 // MiB
+	scrubs     time.Duration
+	scrubMiB   int64
+	nbdListen  string
+	fillRate   int64 // MiB a second
+	scratch    int64 // MiB
+	yield      float64
+	machines   string
+	libvirt    string // URI of a daemon; empty: none
+	libvirtDir string
+	stopGrace  time.Duration
+	logFormat  string
+	logLevel   string
 }
 
 func newServeCommand() *cobra.Command {
@@ -106,6 +109,8 @@ on SIGTERM or Ctrl-C; jobs that were running go on after the next start.`,
 	f.Int64Var(&c.scratch, "scratch", live.DefaultScratch>>20, "MiB for what is overwritten while snapshots are taken")
 	f.Float64Var(&c.yield, "yield", 6, "while clients are busy, a snapshot rests up to this many times as long as it works, so that they keep the processors; 0: never")
 	f.StringVar(&c.machines, "machines", "auto", "what runs instances: qemu, none, or auto, which is qemu where it is installed")
+	f.StringVar(&c.libvirt, "libvirt", "", "URI of a libvirt daemon of this machine, as qemu:///system, whose domains are shown as instances")
+	f.StringVar(&c.libvirtDir, "libvirt-dir", "", "folder for what guests of libvirt overwrite during snapshots, which QEMU's user must be able to reach (default DIR/volumes/libvirt)")
 	f.DurationVar(&c.stopGrace, "stop-grace", service.DefaultStopGrace, "how long a guest may take to end before it is ended")
 	f.StringVar(&c.logFormat, "log-format", "text", "text or json")
 	f.StringVar(&c.logLevel, "log-level", "info", "debug, info, warn or error")
@@ -328,11 +333,20 @@ func (c serveConfig) open(ctx context.Context, dir string, server *nbd.Server, l
 	if machines != nil {
 		opened(machines)
 	}
+	drivers := map[string]volume.Driver{service.DriverManaged: managed, service.DriverRegistered: registered, service.DriverNBD: exports}
+	foreign := map[string]compute.Driver{}
+	domains, disks, err := c.openLibvirt(filepath.Join(volumes, "libvirt"), log)
+	if err != nil {
+		return nil, closers, err
+	}
+	if domains != nil {
+		opened(domains)
+		foreign[service.DriverLibvirt], drivers[service.DriverLibvirt] = domains, disks
+	}
 	svc, err = service.New(ctx, service.Config{
-		Compute: machines, NoMachines: none, StopGrace: c.stopGrace,
+		Compute: machines, NoMachines: none, Foreign: foreign, StopGrace: c.stopGrace,
 		Store: rows, Refused: rows.Refusal(), Engine: e,
-		Drivers: map[string]volume.Driver{service.DriverManaged: managed, service.DriverRegistered: registered, service.DriverNBD: exports},
-		Live:    managed, FillRate: c.fillRate << 20,
+		Drivers: drivers, Live: managed, FillRate: c.fillRate << 20,
 		Zones: c.zones, OwnDirs: []string{dir}, MaxChainPoints: c.maxChain, Workers: c.jobs, Log: log,
 		RecycleBin: c.recycle, ScrubEvery: c.scrubEvery(), ScrubBudget: c.scrubMiB << 20, LowSpace: room.isLow,
 	})
@@ -377,6 +391,10 @@ func run(ctx context.Context, svc *service.Service, srv *http.Server, listeners 
 	})
 	g.Go(func() error {
 		svc.Keep(gctx)
+		return nil
+	})
+	g.Go(func() error {
+		svc.SyncForeign(gctx)
 		return nil
 	})
 	for _, l := range listeners {

@@ -30,8 +30,11 @@ const (
 type Disk struct {
 	// ID is the volume's, vol-… or ins-…. The guest finds it as the disk's
 	// serial number, under /dev/disk/by-id of a Linux guest.
-	ID  string `json:"id"`
-	URI string `json:"uri"` // nbd+unix://, stable over restarts of the server
+	ID string `json:"id"`
+	// URI is nbd+unix://, stable over restarts of the server; of a foreign
+	// machine's disk whatever the driver of its volumes calls it.
+	URI    string `json:"uri"`
+	Device string `json:"device,omitempty"` // of a foreign machine's: vda
 }
 
 // Spec is what a machine is made of.

@@ -23,7 +23,7 @@ type machineObject struct {
 	InstanceID       string           `json:"instance_id" example:"ins-ABCDEFGH"`
 	InstanceName     string           `json:"instance_name"`
 	Description      string           `json:"description"`
-	Status           string           `json:"status" enum:"pending,running,stopped,terminated,ceased"`
+	Status           string           `json:"status" enum:"pending,running,stopped,terminated,ceased,unknown"`
 	TransitionStatus string           `json:"transition_status"`
 	CreateTime       string           `json:"create_time"`
 	StatusTime       string           `json:"status_time"`

@@ -17,7 +17,7 @@ func knownVolume(v service.Volume) error {
 		return errs.New(errs.Conflict, "the journal has volume %s in the status %q, which this program does not know; use a newer program", v.ID, string(v.Status))
 	}
 	switch v.Driver {
-	case service.DriverManaged, service.DriverRegistered, service.DriverNBD:
+	case service.DriverManaged, service.DriverRegistered, service.DriverNBD, service.DriverLibvirt:
 		return nil
 	}
 	return errs.New(errs.Conflict, "the journal has volume %s of the kind %q, which this program does not know; use a newer program", v.ID, v.Driver)

@@ -52,6 +52,12 @@ func (d Domain) InstanceID() string { return stableID("ins", d.UUID, "") }
 // file lies there may change, as it does when libvirt takes a snapshot.
 func (d Domain) VolumeID(k Disk) string { return stableID("vol", d.UUID, k.Target) }
 
+// DiskScheme begins what DiskPath gives.
+const DiskScheme = "libvirt:"
+
+// DiskPath names the slot of one of its disks for good: libvirt:UUID/vda.
+func (d Domain) DiskPath(k Disk) string { return DiskScheme + d.UUID.String() + "/" + k.Target }
+
 // stableID has the form of ids that are drawn: a prefix, and eight letters and
 // digits, here of a hash. 36^8 of them: among 10,000 domains two are alike once
 // in 56,000 hosts, and then one of them is refused by name.

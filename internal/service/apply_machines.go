@@ -22,11 +22,12 @@ const restarting = "restarting"
 // lockApply locks the volumes, and the machines that have them.
 func (s *Service) lockApply(tx Tx, jobID, zone string, params applyParams) error {
 	for _, id := range params.machines() {
-		if err := s.needMachines(); err != nil {
-			return errs.Wrap(errs.Conflict, err, "instance %s has to be stopped for it, but %s", id, errs.Message(err))
-		}
-		if _, err := idleVolume(tx, zone, id); err != nil {
+		system, err := idleVolume(tx, zone, id)
+		if err != nil {
 			return err
+		}
+		if _, err := s.machinesOf(system); err != nil {
+			return errs.Wrap(errs.Conflict, err, "instance %s has to be stopped for it, but %s", id, errs.Message(err))
 		}
 	}
 	return tx.Lock(jobID, append(params.machines(), params.Volumes...)...)

@@ -285,6 +285,9 @@ func (s *Service) dropHold(ctx context.Context, hold string) error {
 func (s *Service) driver(v Volume) (volume.Driver, error) {
 	d, ok := s.drivers[v.Driver]
 	if !ok {
+		if v.foreign() {
+			return nil, errs.New(errs.Conflict, "%s is a disk of %s, which this server was started without (--%s)", named(v.ID), v.Driver, v.Driver)
+		}
 		return nil, errs.New(errs.Internal, "volume %s needs the driver %q, which this server does not have", v.ID, v.Driver)
 	}
 	return d, nil

@@ -40,7 +40,11 @@ func (s *Service) AttachVolumes(ctx context.Context, in AttachVolumes) (job.Job,
 		return job.Job{}, err
 	}
 	return s.submit(ctx, in.Origin, job.AttachVolumes, func(tx Tx, j *job.Job) (any, error) {
-		if _, err := idleVolume(tx, in.Zone, in.Instance); err != nil {
+		system, err := idleVolume(tx, in.Zone, in.Instance)
+		if err != nil {
+			return nil, err
+		}
+		if err := refuseForeign(system, "is given disks with libvirt (virsh attach-disk)"); err != nil {
 			return nil, err
 		}
 		if err := s.needMachines(); err != nil {
@@ -189,6 +193,8 @@ func (s *Service) DetachVolumes(ctx context.Context, in DetachVolumes) (job.Job,
 				return nil, err
 			case v.InstanceID == "":
 				return nil, errs.New(errs.Conflict, "volume %s is not attached", id)
+			case v.foreign():
+				return nil, refuseForeign(v, "is detached with libvirt (virsh detach-disk)")
 			case in.Instance != "" && v.InstanceID != in.Instance:
 				return nil, errs.New(errs.Conflict, "volume %s is attached to instance %s, not to %s", id, v.InstanceID, in.Instance)
 			}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 
+	"cairn/internal/compute"
 	"cairn/internal/errs"
 )
 
@@ -14,17 +15,18 @@ func (s *Service) InstanceConsole(ctx context.Context, zone, id string, off int6
 	if err != nil {
 		return nil, err
 	}
+	var d compute.Driver
 	err = s.store.View(ctx, func(tx Tx) error {
-		_, err := tx.Volume(zone, ids[0])
+		system, err := tx.Volume(zone, ids[0])
+		if err == nil {
+			d, err = s.machinesOf(system)
+		}
 		return err
 	})
-	if err == nil {
-		err = s.needMachines()
-	}
 	if err != nil {
 		return nil, err
 	}
-	r, err := s.compute.Console(ctx, ids[0], off)
+	r, err := d.Console(ctx, ids[0], off)
 	if errs.Is(err, errs.NotFound) {
 		err = errs.Wrap(errs.Conflict, err, "instance %s was never started, so it has no console", ids[0])
 	}

@@ -22,6 +22,7 @@ const (
 	InstanceStopped    InstanceStatus = "stopped"
 	InstanceTerminated InstanceStatus = "terminated"
 	InstanceCeased     InstanceStatus = "ceased"
+	InstanceUnknown    InstanceStatus = "unknown" // another's machine, whose hypervisor does not answer
 )
 
 // Instance is a machine: the row of its system disk, and what is known only at
@@ -76,7 +77,7 @@ func (s *Service) Instances(ctx context.Context, f InstanceFilter) (InstancePage
 		page = InstancePage{}
 		var matching []Instance
 		for _, v := range rows {
-			i := Instance{VolumeView: VolumeView{Volume: v}, State: instanceStatus(v, states[v.ID])}
+			i := Instance{VolumeView: VolumeView{Volume: v}, State: instanceStatus(v, states)}
 			if len(f.Statuses) == 0 || slices.Contains(f.Statuses, i.State) {
 				matching = append(matching, i)
 			}
@@ -117,25 +118,40 @@ func allInstances(tx Tx, f InstanceFilter) ([]Volume, error) {
 	}
 }
 
-// machineStates asks for the states of all machines at once.
+// machineStates asks for the states of all machines at once. Machines of others
+// whose hypervisor does not answer are missing.
 func (s *Service) machineStates(ctx context.Context) (map[string]compute.State, error) {
 	states := map[string]compute.State{}
+	take := func(all []compute.Machine) {
+		for _, m := range all {
+			states[m.ID] = m.State
+		}
+	}
+	for kind, d := range s.foreign {
+		all, err := d.List(ctx)
+		if err != nil {
+			s.log.Warn("the states of machines cannot be told", "kind", kind, "error", err)
+			continue
+		}
+		take(all)
+	}
 	if s.compute == nil {
 		return states, nil
 	}
 	all, err := s.compute.List(ctx)
-	for _, m := range all {
-		states[m.ID] = m.State
-	}
+	take(all)
 	return states, err
 }
 
-func instanceStatus(v Volume, state compute.State) InstanceStatus {
+func instanceStatus(v Volume, states map[string]compute.State) InstanceStatus {
+	state, known := states[v.ID]
 	switch {
 	case v.Status == VolumePending:
 		return InstancePending
 	case v.Status == VolumeCeased:
 		return InstanceCeased
+	case !known && v.foreign():
+		return InstanceUnknown
 	case state == compute.Stopped:
 		return InstanceStopped
 	}
@@ -188,7 +204,11 @@ func (s *Service) DeleteInstances(ctx context.Context, in InstanceSet) (job.Job,
 		if err := lockMachines(tx, j, in.Zone, ids); err != nil {
 			return nil, err
 		}
-		return volumesParams{Volumes: ids}, changeVolumes(tx, ids, func(v *Volume) { v.Transition = "deleting" })
+		volumes, err := withForeignDisks(tx, ids)
+		if err != nil {
+			return nil, err
+		}
+		return volumesParams{Volumes: volumes}, changeVolumes(tx, volumes, func(v *Volume) { v.Transition = "deleting" })
 	})
 }
 
@@ -258,12 +278,13 @@ func (s *Service) power(ctx context.Context, in InstanceSet, action job.Action, 
 	return s.submit(ctx, in.Origin, action, func(tx Tx, j *job.Job) (any, error) {
 		j.ResourceIDs = ids
 		for _, id := range ids {
-			if _, err := idleVolume(tx, in.Zone, id); err != nil {
+			system, err := idleVolume(tx, in.Zone, id)
+			if err == nil {
+				_, err = s.machinesOf(system)
+			}
+			if err != nil {
 				return nil, err
 			}
-		}
-		if err := s.needMachines(); err != nil {
-			return nil, err
 		}
 		if err := tx.Lock(j.ID, ids...); err != nil {
 			return nil, err

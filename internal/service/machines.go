@@ -34,7 +34,40 @@ const (
 	goodbyeWait = 10 * time.Second
 )
 
-// needMachines refuses what a server without machines cannot do.
+// machinesOf is what runs the machine of a system disk, or an error that says
+// why nothing does.
+func (s *Service) machinesOf(system Volume) (compute.Driver, error) {
+	if !system.foreign() {
+		return s.compute, s.needMachines()
+	}
+	if d := s.foreign[system.Driver]; d != nil {
+		return d, nil
+	}
+	return nil, errs.New(errs.Conflict, "instance %s is a machine of %s, which this server was started without (--%s)", system.ID, system.Driver, system.Driver)
+}
+
+// machine reads the row of a machine, and what runs it. Of one that has no row,
+// as while it is deleted, it is ours.
+func (s *Service) machine(ctx context.Context, id string) (Volume, compute.Driver, error) {
+	system := Volume{ID: id}
+	err := s.store.View(ctx, func(tx Tx) error {
+		v, err := tx.Volume("", id)
+		if err == nil {
+			system = v
+		}
+		if errs.Is(err, errs.NotFound) {
+			return nil
+		}
+		return err
+	})
+	if err != nil {
+		return system, nil, err
+	}
+	d, err := s.machinesOf(system)
+	return system, d, err
+}
+
+// needMachines refuses what a server without machines of its own cannot do.
 func (s *Service) needMachines() error {
 	if s.compute != nil {
 		return nil
@@ -49,10 +82,18 @@ func (s *Service) needMachines() error {
 // machineState asks whether a machine runs. What its driver does not know is
 // stopped: it is defined when it is started.
 func (s *Service) machineState(ctx context.Context, id string) (compute.State, error) {
-	if s.compute == nil {
+	system, d, err := s.machine(ctx, id)
+	if err != nil && !system.foreign() && s.compute == nil {
 		return compute.Stopped, nil
 	}
-	m, err := s.compute.Describe(ctx, id)
+	if err != nil {
+		return compute.Stopped, err
+	}
+	return stateIn(ctx, d, id)
+}
+
+func stateIn(ctx context.Context, d compute.Driver, id string) (compute.State, error) {
+	m, err := d.Describe(ctx, id)
 	if errs.Is(err, errs.NotFound) {
 		return compute.Stopped, nil
 	}
@@ -79,6 +120,9 @@ func (s *Service) machineSpec(ctx context.Context, id string) (compute.Spec, err
 		if v.MixedJob != "" {
 			return spec, errs.New(errs.Conflict, "%s; apply a snapshot to it again before instance %s is started", mixture(v.ID, v.MixedJob), id)
 		}
+		if v.foreign() {
+			continue // who made the machine knows its disks
+		}
 		disk, err := s.machineDisk(ctx, v)
 		if err != nil {
 			return spec, err
@@ -104,10 +148,11 @@ func (s *Service) machineDisk(ctx context.Context, v Volume) (compute.Disk, erro
 
 // startMachine starts a machine as its rows say. One that runs is left alone.
 func (s *Service) startMachine(ctx context.Context, id string) error {
-	if err := s.needMachines(); err != nil {
+	system, d, err := s.machine(ctx, id)
+	if err != nil {
 		return err
 	}
-	state, err := s.machineState(ctx, id)
+	state, err := stateIn(ctx, d, id)
 	if err != nil || state != compute.Stopped {
 		return err
 	}
@@ -115,19 +160,22 @@ func (s *Service) startMachine(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	if err := s.compute.Define(ctx, spec); err != nil {
-		return err
+	if !system.foreign() {
+		if err := d.Define(ctx, spec); err != nil {
+			return err
+		}
 	}
-	return s.compute.Start(ctx, id)
+	return d.Start(ctx, id)
 }
 
 // stopMachine ends a machine; grace 0: at once. When it returns its connections
 // are gone.
 func (s *Service) stopMachine(ctx context.Context, id string, grace time.Duration) (compute.Stop, error) {
-	if err := s.needMachines(); err != nil {
+	_, d, err := s.machine(ctx, id)
+	if err != nil {
 		return compute.Stop{}, err
 	}
-	how, err := s.compute.Stop(ctx, id, grace)
+	how, err := d.Stop(ctx, id, grace)
 	if errs.Is(err, errs.NotFound) {
 		return compute.Stop{}, nil
 	}
@@ -165,7 +213,7 @@ func (s *Service) quiesce(ctx context.Context, volumes []Volume, log *slog.Logge
 			ids = append(ids, v.InstanceID)
 		}
 	}
-	if s.compute == nil || len(ids) == 0 {
+	if len(ids) == 0 {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, quiesceWait)
@@ -174,9 +222,16 @@ func (s *Service) quiesce(ctx context.Context, volumes []Volume, log *slog.Logge
 	var g errgroup.Group
 	for i, id := range ids {
 		g.Go(func() error {
-			state, err := s.machineState(ctx, id)
+			system, d, err := s.machine(ctx, id)
+			if err != nil && s.compute == nil && !system.foreign() {
+				return nil // none of ours can run
+			}
+			state := compute.Stopped
+			if err == nil {
+				state, err = stateIn(ctx, d, id)
+			}
 			if err == nil && state == compute.Running {
-				frozen[i], err = s.compute.Freeze(ctx, id, quiesceWait)
+				frozen[i], err = d.Freeze(ctx, id, quiesceWait)
 			}
 			if err != nil {
 				frozen[i] = nil

@@ -30,11 +30,12 @@ import (
 	"cairn/internal/volume"
 )
 
-// The two kinds of volumes, as keys of Config.Drivers and in Volume.Driver.
+// The kinds of volumes, as keys of Config.Drivers and in Volume.Driver.
 const (
 	DriverManaged    = "managed"    // ours: created, grown and removed by us
 	DriverRegistered = "registered" // somebody else's file or device
 	DriverNBD        = "nbd"        // an export of somebody else's NBD server
+	DriverLibvirt    = "libvirt"    // a disk of a machine that libvirt has
 )
 
 // Defaults of Config.
@@ -51,7 +52,7 @@ const (
 type Config struct {
 	Store   Store
 	Engine  Engine
-	Drivers map[string]volume.Driver // by DriverManaged, DriverRegistered; DriverNBD may be left out
+	Drivers map[string]volume.Driver // by DriverManaged, DriverRegistered; the others may be left out
 	// Live is the managed driver's other half. nil: clones and rollbacks of
 	// managed volumes are copied by their jobs, and nobody serves volumes.
 	Live Live
@@ -59,6 +60,9 @@ type Config struct {
 	// NoMachines, a sentence for people. It needs Live.
 	Compute    compute.Driver
 	NoMachines string
+	// Foreign drives machines that others make, by the kind of their volumes
+	// (DriverLibvirt), which needs a driver in Drivers as well.
+	Foreign map[string]compute.Driver
 	// StopGrace is how long a guest may take to end when it is asked to; then it
 	// is ended. 1 min.
 	StopGrace time.Duration
@@ -95,6 +99,7 @@ type Service struct {
 	lives       Live           // may be nil
 	compute     compute.Driver // nil: no machines
 	noMachines  string
+	foreign     map[string]compute.Driver // by Volume.Driver
 	stopGrace   time.Duration
 	bases       bases
 	serving     sync.Mutex // held while a point's serving begins or ends
@@ -186,7 +191,7 @@ func configured(cfg Config) (*Service, error) {
 		store: cfg.Store, engine: cfg.Engine, drivers: cfg.Drivers, lives: cfg.Live, zones: map[string]bool{}, refused: cfg.Refused,
 		scrubEvery: cfg.ScrubEvery, scrubBudget: cfg.ScrubBudget,
 		recycle: cfg.RecycleBin, maxCopy: cfg.MaxCopy, lowSpace: cfg.LowSpace,
-		compute: cfg.Compute, noMachines: cfg.NoMachines, stopGrace: cfg.StopGrace,
+		compute: cfg.Compute, noMachines: cfg.NoMachines, foreign: cfg.Foreign, stopGrace: cfg.StopGrace,
 		max: cfg.MaxChainPoints, retry: cfg.RetryDelay, clock: cfg.Clock, log: cfg.Log, owner: newUUID(),
 	}
 	s.bases.wake, s.bases.rate = make(chan struct{}, 1), cfg.FillRate

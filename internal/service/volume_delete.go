@@ -87,6 +87,9 @@ func (h deleteVolumesJob) Do(ctx context.Context, run *job.Run) error {
 		if err := h.s.ceaseVolumes(tx, params.Volumes); err != nil {
 			return err
 		}
+		if err := forget(tx, volumes); err != nil {
+			return err
+		}
 		return h.s.finish(tx, run, job.Outcome{Status: job.Successful})
 	})
 }

@@ -241,6 +241,11 @@ func (s *Service) renameVolumes(ctx context.Context, in Rename, kind, prefix, fi
 			if v.Transition != "" {
 				return errs.New(errs.Busy, "%s is %s; please try later", named(id), v.Transition)
 			}
+			if in.Name != nil && *in.Name != v.Name && kind == "instance" {
+				if err := refuseForeign(v, "is renamed with libvirt (virsh domrename)"); err != nil {
+					return err
+				}
+			}
 			v.Name, v.Description = in.apply(v.Name, v.Description)
 			if err := tx.UpdateVolume(v); err != nil {
 				return err

@@ -42,16 +42,19 @@ func (d *Driver) Close() error {
 // Capabilities tells that machines are made elsewhere.
 func (d *Driver) Capabilities() compute.Capabilities { return compute.Capabilities{} }
 
-// machine is a domain as the contract has it. Disks have no address: nobody but
-// libvirt gives a machine its disks.
+// machine is a domain as the contract has it.
 func machine(dom libvirt.Domain) compute.Machine {
 	m := compute.Machine{
 		Spec:    compute.Spec{ID: dom.InstanceID(), Name: dom.Name, CPUs: dom.CPUs, Memory: dom.Memory},
 		State:   state(dom),
 		Foreign: true,
 	}
-	for _, k := range dom.Disks {
-		m.Disks = append(m.Disks, compute.Disk{ID: dom.VolumeID(k)})
+	for i, k := range dom.Disks {
+		id := dom.VolumeID(k)
+		if i == 0 {
+			id = m.ID // the system disk has the machine's
+		}
+		m.Disks = append(m.Disks, compute.Disk{ID: id, URI: dom.DiskPath(k), Device: k.Target})
 	}
 	return m
 }

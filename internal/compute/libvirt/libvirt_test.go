@@ -103,7 +103,7 @@ func TestMachine(t *testing.T) {
 		t.Fatalf("machines %+v", all)
 	}
 	m := all[0]
-	if m.ID != r.id || m.Name != "web" || m.CPUs != 1 || m.Memory != 192<<20 || !m.Foreign || m.State != compute.Stopped || len(m.Disks) != 1 || !strings.HasPrefix(m.Disks[0].ID, "vol-") {
+	if m.ID != r.id || m.Name != "web" || m.CPUs != 1 || m.Memory != 192<<20 || !m.Foreign || m.State != compute.Stopped || len(m.Disks) != 1 || m.Disks[0].ID != r.id || !strings.HasPrefix(m.Disks[0].URI, "libvirt:") {
 		t.Errorf("the machine is %+v", m)
 	}
 	before := r.description(t)

@@ -43,7 +43,7 @@ const (
 )
 
 // prefix begins the paths of all disks of the machine.
-func (b *backup) prefix() string { return scheme + b.dom.UUID.String() + "/" }
+func (b *backup) prefix() string { return libvirt.DiskScheme + b.dom.UUID.String() + "/" }
 
 func (b *backup) socket() string { return filepath.Join(b.dir, "nbd") }
 

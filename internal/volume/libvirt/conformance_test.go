@@ -55,7 +55,7 @@ func harness(t *testing.T, daemon libvirttest.Daemon, dir, format string) volume
 			return err
 		}))
 		d, k := libvirt.Domain{UUID: uuid.UUID(dom.UUID)}, libvirt.Disk{Target: "vda"}
-		s := volume.Spec{ID: d.VolumeID(k), Path: Path(d, k), Identity: Path(d, k), SizeBytes: size}
+		s := volume.Spec{ID: d.VolumeID(k), Path: d.DiskPath(k), Identity: d.DiskPath(k), SizeBytes: size}
 		domains[s.ID], files[s.ID] = dom, file
 		return s
 	}

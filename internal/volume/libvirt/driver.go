@@ -105,18 +105,11 @@ type place struct {
 	target string
 }
 
-// scheme begins the path of a volume of libvirt's.
-const scheme = "libvirt:"
-
-// Path is what a Spec of a disk has as its path and its identity.
-func Path(dom libvirt.Domain, k libvirt.Disk) string {
-	return scheme + dom.UUID.String() + "/" + k.Target
-}
-
+// locate reads a Spec of a disk, which has its DiskPath as path and identity.
 func locate(s volume.Spec) (place, error) {
-	id, target, ok := strings.Cut(strings.TrimPrefix(s.Path, scheme), "/")
+	id, target, ok := strings.Cut(strings.TrimPrefix(s.Path, libvirt.DiskScheme), "/")
 	u, err := uuid.Parse(id)
-	if !ok || err != nil || !strings.HasPrefix(s.Path, scheme) || s.Identity != s.Path || !plainName(s.ID) || !plainName(target) {
+	if !ok || err != nil || !strings.HasPrefix(s.Path, libvirt.DiskScheme) || s.Identity != s.Path || !plainName(s.ID) || !plainName(target) {
 		return place{}, errs.New(errs.Internal, "volume %q is at %q, which is no disk of libvirt's", s.ID, s.Path)
 	}
 	return place{id: s.ID, domain: u, target: target}, nil

@@ -406,7 +406,7 @@ func (d *Driver) dropLeft(ctx context.Context, hold string) error {
 				return err
 			}
 		}
-		keep, err := d.marksOf(scheme + id.String() + "/")
+		keep, err := d.marksOf(libvirt.DiskScheme + id.String() + "/")
 		if err == nil && !keep[d.markPrefix()+hold] {
 			err = d.dropMark(ctx, dom, d.markPrefix()+hold)
 		}

@@ -187,7 +187,7 @@ func atoi(t *testing.T, s string) (n int) {
 }
 
 func (m *machine) spec(disk int) volume.Spec {
-	p := Path(m.dom, m.dom.Disks[disk])
+	p := m.dom.DiskPath(m.dom.Disks[disk])
 	return volume.Spec{ID: m.dom.VolumeID(m.dom.Disks[disk]), Path: p, Identity: p, SizeBytes: diskSize}
 }
 

@@ -1,0 +1,315 @@
+package service
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"time"
+
+	"cairn/internal/compute"
+	"cairn/internal/errs"
+)
+
+// This file keeps the rows of machines that others made, as libvirt's domains:
+// they come when a machine is first seen, follow it, and cease when it is gone.
+// Nothing of the machine itself is changed by that.
+
+// foreignEvery is how often machines of others are looked for.
+const foreignEvery = 10 * time.Second
+
+// forgottenKey is the setting with the ids of foreign machines that were deleted
+// here: they get no rows again before they were gone.
+const forgottenKey = "forgotten_machines"
+
+// foreign reports whether somebody else made what a row says.
+func (v Volume) foreign() bool { return v.Driver == DriverLibvirt }
+
+// SyncForeign looks for machines of others until ctx ends.
+func (s *Service) SyncForeign(ctx context.Context) {
+	if len(s.foreign) == 0 || s.refused != "" {
+		<-ctx.Done()
+		return
+	}
+	timer := time.NewTicker(foreignEvery)
+	defer timer.Stop()
+	told := ""
+	for {
+		err := s.SyncForeignOnce(ctx)
+		switch {
+		case err == nil || ctx.Err() != nil:
+			told = ""
+		case errs.Message(err) != told: // a daemon may be away for days
+			told = errs.Message(err)
+			s.log.Warn("machines of others cannot be looked for", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+		}
+	}
+}
+
+// SyncForeignOnce makes the rows of foreign machines what their hypervisors say
+// now. Rows that a job has are left until it ended; of a hypervisor that does not
+// answer all are left.
+func (s *Service) SyncForeignOnce(ctx context.Context) error {
+	var failed error
+	for kind, d := range s.foreign {
+		machines, err := d.List(ctx)
+		if err == nil {
+			err = s.syncMachines(ctx, kind, machines)
+		}
+		if err != nil {
+			failed = err
+		}
+	}
+	return failed
+}
+
+// syncMachines makes the rows of one kind. machines are all that there are.
+func (s *Service) syncMachines(ctx context.Context, kind string, machines []compute.Machine) error {
+	want := map[string]Volume{}
+	for _, m := range machines {
+		for _, v := range s.foreignRows(kind, m) {
+			if other, twice := want[v.ID]; twice {
+				s.log.Warn("two disks have the same id, and only one is shown", "id", v.ID, "shown", other.Path, "other", v.Path)
+				continue
+			}
+			want[v.ID] = v
+		}
+	}
+	have, err := s.rowsOf(ctx, kind)
+	if err != nil {
+		return err
+	}
+	forgotten, err := s.forgottenMachines(ctx, want)
+	if err != nil {
+		return err
+	}
+	for id, v := range want {
+		if slices.Contains(forgotten, v.InstanceID) {
+			continue
+		}
+		v.SizeBytes = s.foreignSize(ctx, v, have[id].SizeBytes)
+		if err := s.adopt(ctx, have[id], v); err != nil {
+			return err
+		}
+	}
+	var gone []string
+	for id, v := range have {
+		if _, there := want[id]; !there && v.Status != VolumeCeased {
+			gone = append(gone, id)
+		}
+	}
+	slices.Sort(gone)
+	return s.ceaseForeign(ctx, gone)
+}
+
+// foreignRows are the rows that a machine should have: none without a disk, as
+// the system disk's is the machine's.
+func (s *Service) foreignRows(kind string, m compute.Machine) []Volume {
+	var rows []Volume
+	for i, k := range m.Disks {
+		v := Volume{
+			ID: k.ID, Zone: s.ownOrigin().Zone, Name: m.Name, Driver: kind, Path: k.URI, Identity: k.URI,
+			Status: VolumeInUse, InstanceID: m.ID, Device: k.Device,
+		}
+		if i == 0 {
+			v.CPUs, v.Memory = m.CPUs, m.Memory
+		} else {
+			v.Name = m.Name + " " + k.Device
+		}
+		rows = append(rows, v)
+	}
+	return rows
+}
+
+// rowsOf is every row of a kind of foreign volumes, also of those that ceased.
+func (s *Service) rowsOf(ctx context.Context, kind string) (map[string]Volume, error) {
+	const step = 500
+	rows := map[string]Volume{}
+	err := s.store.View(ctx, func(tx Tx) error {
+		for _, instances := range []bool{true, false} {
+			f := VolumeFilter{Instances: instances, Limit: step, Statuses: []VolumeStatus{VolumePending, VolumeAvailable, VolumeInUse, VolumeDeleted, VolumeCeased}}
+			for total := 1; f.Offset < total; f.Offset += step {
+				page, n, err := tx.Volumes(f)
+				if err != nil {
+					return err
+				}
+				total = n
+				for _, v := range page {
+					if v.Driver == kind {
+						rows[v.ID] = v
+					}
+				}
+			}
+		}
+		return nil
+	})
+	return rows, err
+}
+
+// foreignSize asks how large a disk is; one that cannot be read keeps what was
+// known.
+func (s *Service) foreignSize(ctx context.Context, v Volume, known int64) int64 {
+	d, err := s.driver(v)
+	if err != nil {
+		return known
+	}
+	size, err := d.Size(ctx, v.spec())
+	if err != nil {
+		return known // whoever takes a point of it is told why
+	}
+	return size
+}
+
+// adopt makes one row what it should be. have is what it was, without an id if
+// there was none.
+func (s *Service) adopt(ctx context.Context, have, want Volume) error {
+	if same := have; have.Status == VolumeInUse {
+		same.Device, same.InstanceID, same.CPUs, same.Memory, same.SizeBytes, same.Path, same.Identity = want.Device, want.InstanceID, want.CPUs, want.Memory, want.SizeBytes, want.Path, want.Identity
+		if IsInstance(want.ID) {
+			same.Name = want.Name
+		}
+		if same == have {
+			return nil
+		}
+	}
+	return s.store.Update(ctx, func(tx Tx) error {
+		now := s.now()
+		v, err := tx.Volume("", want.ID)
+		switch {
+		case errs.Is(err, errs.NotFound) && have.ID == "":
+			want.CreateTime, want.StatusTime = now, now
+			s.log.Info("a machine of others is here", "volume", want.ID, "instance", want.InstanceID, "path", want.Path)
+			return tx.InsertVolume(want)
+		case errs.Is(err, errs.NotFound):
+			want.CreateTime, want.StatusTime, want.Description, want.Type = have.CreateTime, now, have.Description, have.Type
+			return tx.UpdateVolume(want)
+		case err != nil:
+			return err
+		}
+		if _, locked, err := tx.LockedBy(v.ID); err != nil || locked || v.Transition != "" {
+			return err
+		}
+		if v.Identity != want.Identity {
+			return s.ceaseVolumes(tx, []string{v.ID}) // another disk: it comes anew
+		}
+		v.Status, v.InstanceID, v.Device, v.CPUs, v.Memory, v.SizeBytes = want.Status, want.InstanceID, want.Device, want.CPUs, want.Memory, want.SizeBytes
+		if IsInstance(v.ID) {
+			v.Name = want.Name
+		}
+		return tx.UpdateVolume(v)
+	})
+}
+
+// ceaseForeign ends the rows of what is gone. Their points stay.
+func (s *Service) ceaseForeign(ctx context.Context, ids []string) error {
+	for _, id := range ids {
+		err := s.store.Update(ctx, func(tx Tx) error {
+			v, err := tx.Volume("", id)
+			if errs.Is(err, errs.NotFound) {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			if _, locked, err := tx.LockedBy(id); err != nil || locked || v.Transition != "" {
+				return err
+			}
+			s.log.Info("a machine of others, or its disk, is gone", "volume", id, "path", v.Path)
+			return s.ceaseVolumes(tx, []string{id})
+		})
+		if err != nil {
+			return fmt.Errorf("end %s, which is gone: %w", named(id), err)
+		}
+	}
+	return nil
+}
+
+// forgottenMachines are those that were deleted here and are still there.
+func (s *Service) forgottenMachines(ctx context.Context, want map[string]Volume) (ids []string, err error) {
+	var all []string
+	err = s.store.View(ctx, func(tx Tx) (err error) {
+		all, err = forgotten(tx)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	for _, id := range all {
+		if _, there := want[id]; there {
+			ids = append(ids, id)
+		}
+	}
+	if len(ids) == len(all) {
+		return ids, nil
+	}
+	return ids, s.store.Update(ctx, func(tx Tx) error { return setForgotten(tx, ids) })
+}
+
+func forgotten(tx Tx) (ids []string, err error) {
+	text, err := tx.Setting(forgottenKey)
+	if err != nil || text == "" {
+		return nil, err
+	}
+	if err := json.Unmarshal([]byte(text), &ids); err != nil {
+		return nil, errs.Wrap(errs.Corrupt, err, "the setting %s of the database is no list; put the database back from a copy, or run recover", forgottenKey)
+	}
+	return ids, nil
+}
+
+func setForgotten(tx Tx, ids []string) error {
+	text, err := json.Marshal(ids)
+	if err != nil {
+		return err
+	}
+	return tx.SetSetting(forgottenKey, string(text))
+}
+
+// withForeignDisks adds to machines that are deleted the disks of the foreign
+// ones, which are not freed but go with them.
+func withForeignDisks(tx Tx, machines []string) ([]string, error) {
+	volumes := slices.Clone(machines)
+	for _, id := range machines {
+		disks, err := tx.VolumesOf(id)
+		if err != nil {
+			return nil, err
+		}
+		for _, v := range disks {
+			if v.foreign() && v.ID != id {
+				volumes = append(volumes, v.ID)
+			}
+		}
+	}
+	return volumes, nil
+}
+
+// forget notes of volumes that were deleted which are foreign machines, so that
+// these do not come back.
+func forget(tx Tx, volumes []Volume) error {
+	var machines []string
+	for _, v := range volumes {
+		if v.foreign() && IsInstance(v.ID) {
+			machines = append(machines, v.ID)
+		}
+	}
+	if len(machines) == 0 {
+		return nil
+	}
+	ids, err := forgotten(tx)
+	if err != nil {
+		return err
+	}
+	return setForgotten(tx, append(ids, machines...))
+}
+
+// refuseForeign refuses what only the makers of a machine change.
+func refuseForeign(v Volume, instead string) error {
+	if !v.foreign() {
+		return nil
+	}
+	return errs.New(errs.Conflict, "%s is libvirt's and %s", named(v.ID), instead)
+}
