@@ -3,6 +3,7 @@ package service
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -35,7 +36,7 @@ func (s *Service) SyncForeign(ctx context.Context) {
 	defer timer.Stop()
 	told := ""
 	for {
-		err := s.SyncForeignOnce(ctx)
+		err := s.syncForeignOnce(ctx)
 		switch {
 		case err == nil || ctx.Err() != nil:
 			told = ""
@@ -51,10 +52,10 @@ func (s *Service) SyncForeign(ctx context.Context) {
 	}
 }
 
-// SyncForeignOnce makes the rows of foreign machines what their hypervisors say
+// syncForeignOnce makes the rows of foreign machines what their hypervisors say
 // now. Rows that a job has are left until it ended; of a hypervisor that does not
 // answer all are left.
-func (s *Service) SyncForeignOnce(ctx context.Context) error {
+func (s *Service) syncForeignOnce(ctx context.Context) error {
 	var failed error
 	for kind, d := range s.foreign {
 		machines, err := d.List(ctx)
@@ -62,7 +63,7 @@ func (s *Service) SyncForeignOnce(ctx context.Context) error {
 			err = s.syncMachines(ctx, kind, machines)
 		}
 		if err != nil {
-			failed = err
+			failed = errors.Join(failed, err)
 		}
 	}
 	return failed
