@@ -48,7 +48,7 @@ func (p applyParams) machines() []string {
 // crash would leave them stopped for good.
 func (a *application) stopMachines(ctx context.Context) error {
 	for _, id := range a.params.machines() {
-		state, err := a.s.machineState(ctx, id)
+		_, state, err := a.s.machineState(ctx, id)
 		if err != nil {
 			return err
 		}

@@ -77,6 +77,9 @@ func (s *Service) newPoint(tx Tx, in CreateSnapshots, volumeID string) (Snapshot
 	if err != nil {
 		return Snapshot{}, err
 	}
+	if _, err := s.driver(v); err != nil {
+		return Snapshot{}, err
+	}
 	plan, err := s.planPoint(tx, v.ID, in.Full, v.SizeBytes)
 	if err != nil {
 		return Snapshot{}, err

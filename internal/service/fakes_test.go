@@ -28,6 +28,7 @@ type fuse struct {
 	at    int
 	after bool
 	dead  bool
+	made  map[string]int   // by call: how often it was made
 	fails map[string]error // by call: errors that do not kill
 	lost  string           // the call whose next answer is lost, which does not kill
 	late  time.Duration    // after which the caller learns of that
@@ -39,6 +40,10 @@ func (f *fuse) do(name string, fn func() error) error {
 		f.mu.Unlock()
 		return errDead
 	}
+	if f.made == nil {
+		f.made = map[string]int{}
+	}
+	f.made[name]++
 	if err := f.fails[name]; err != nil {
 		f.mu.Unlock()
 		return err
@@ -78,6 +83,13 @@ func (f *fuse) fail(name string, err error) {
 		f.fails = map[string]error{}
 	}
 	f.fails[name] = err
+}
+
+// count is how often a call was made.
+func (f *fuse) count(name string) int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.made[name]
 }
 
 // lose loses the answer of the next call of that name; the caller learns of

@@ -16,9 +16,6 @@ import (
 // they come when a machine is first seen, follow it, and cease when it is gone.
 // Nothing of the machine itself is changed by that.
 
-// foreignEvery is how often machines of others are looked for.
-const foreignEvery = 10 * time.Second
-
 // forgottenKey is the setting with the ids of foreign machines that were deleted
 // here: they get no rows again before they were gone.
 const forgottenKey = "forgotten_machines"
@@ -32,7 +29,7 @@ func (s *Service) SyncForeign(ctx context.Context) {
 		<-ctx.Done()
 		return
 	}
-	timer := time.NewTicker(foreignEvery)
+	timer := time.NewTicker(s.foreignEvery)
 	defer timer.Stop()
 	told := ""
 	for {

@@ -130,7 +130,7 @@ func (h attachJob) Do(ctx context.Context, run *job.Run) error {
 
 // plug gives a running machine a disk; a stopped one gets it when it starts.
 func (h attachJob) plug(ctx context.Context, instance string, v Volume) error {
-	state, err := h.s.machineState(ctx, instance)
+	d, state, err := h.s.machineState(ctx, instance)
 	if err != nil || state == compute.Stopped {
 		return err
 	}
@@ -138,7 +138,7 @@ func (h attachJob) plug(ctx context.Context, instance string, v Volume) error {
 	if err != nil {
 		return err
 	}
-	return h.s.compute.Attach(ctx, instance, disk)
+	return d.Attach(ctx, instance, disk)
 }
 
 // Undo unplugs what was plugged in.
@@ -157,13 +157,13 @@ func (h attachJob) Undo(ctx context.Context, run *job.Run, out job.Outcome) erro
 
 // unplug takes a disk from a machine, if it runs.
 func (s *Service) unplug(ctx context.Context, instance, volume string) error {
-	state, err := s.machineState(ctx, instance)
+	d, state, err := s.machineState(ctx, instance)
 	if err != nil || state == compute.Stopped {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, unplugWait)
 	defer cancel()
-	return s.compute.Detach(ctx, instance, volume)
+	return d.Detach(ctx, instance, volume)
 }
 
 // endVolumes ends a job that leaves volumes as they were.

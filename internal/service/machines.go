@@ -46,20 +46,23 @@ func (s *Service) machinesOf(system Volume) (compute.Driver, error) {
 	return nil, errs.New(errs.Conflict, "instance %s is a machine of %s, which this server was started without (--%s)", system.ID, system.Driver, system.Driver)
 }
 
-// machine reads the row of a machine, and what runs it. Of one that has no row,
-// as while it is deleted, it is ours.
-func (s *Service) machine(ctx context.Context, id string) (Volume, compute.Driver, error) {
-	system := Volume{ID: id}
-	err := s.store.View(ctx, func(tx Tx) error {
-		v, err := tx.Volume("", id)
-		if err == nil {
-			system = v
-		}
+// systemOf reads the row of a machine. One that has none, as while it is deleted,
+// is ours.
+func (s *Service) systemOf(ctx context.Context, id string) (system Volume, err error) {
+	err = s.store.View(ctx, func(tx Tx) error {
+		system, err = tx.Volume("", id)
 		if errs.Is(err, errs.NotFound) {
+			system = Volume{ID: id}
 			return nil
 		}
 		return err
 	})
+	return system, err
+}
+
+// machine reads the row of a machine, and tells what runs it.
+func (s *Service) machine(ctx context.Context, id string) (Volume, compute.Driver, error) {
+	system, err := s.systemOf(ctx, id)
 	if err != nil {
 		return system, nil, err
 	}
@@ -79,17 +82,20 @@ func (s *Service) needMachines() error {
 	return errs.New(errs.Conflict, "this server runs no machines: %s", why)
 }
 
-// machineState asks whether a machine runs. What its driver does not know is
-// stopped: it is defined when it is started.
-func (s *Service) machineState(ctx context.Context, id string) (compute.State, error) {
-	system, d, err := s.machine(ctx, id)
-	if err != nil && !system.foreign() && s.compute == nil {
-		return compute.Stopped, nil
+// machineState asks whether a machine runs, and returns what runs it. What its
+// driver does not know is stopped: it is defined when it is started. So are ours
+// where none can run; their driver is nil.
+func (s *Service) machineState(ctx context.Context, id string) (compute.Driver, compute.State, error) {
+	system, err := s.systemOf(ctx, id)
+	if err != nil || s.compute == nil && !system.foreign() {
+		return nil, compute.Stopped, err
 	}
+	d, err := s.machinesOf(system)
 	if err != nil {
-		return compute.Stopped, err
+		return nil, compute.Stopped, err
 	}
-	return stateIn(ctx, d, id)
+	state, err := stateIn(ctx, d, id)
+	return d, state, err
 }
 
 func stateIn(ctx context.Context, d compute.Driver, id string) (compute.State, error) {
@@ -222,14 +228,7 @@ func (s *Service) quiesce(ctx context.Context, volumes []Volume, log *slog.Logge
 	var g errgroup.Group
 	for i, id := range ids {
 		g.Go(func() error {
-			system, d, err := s.machine(ctx, id)
-			if err != nil && s.compute == nil && !system.foreign() {
-				return nil // none of ours can run
-			}
-			state := compute.Stopped
-			if err == nil {
-				state, err = stateIn(ctx, d, id)
-			}
+			d, state, err := s.machineState(ctx, id)
 			if err == nil && state == compute.Running {
 				frozen[i], err = d.Freeze(ctx, id, quiesceWait)
 			}

@@ -77,6 +77,7 @@ type Config struct {
 
 	MaxChainPoints int           // points of a chain; chain.DefaultMaxPoints
 	Workers        int           // jobs that run at once; 4
+	ForeignEvery   time.Duration // between two looks for machines of others; 10 s
 	RetryDelay     time.Duration // before an apply that has begun tries again; doubles; 1 s
 	RecycleBin     time.Duration // uptime for which deleted points can be brought back; 2 h
 	FillRate       int64         // bytes a second that clones and rollbacks are filled with; 0: as fast as it goes
@@ -93,24 +94,25 @@ type Config struct {
 
 // Service carries out the use cases. Any number of goroutines may call it.
 type Service struct {
-	store       Store
-	engine      Engine
-	drivers     map[string]volume.Driver
-	lives       Live           // may be nil
-	compute     compute.Driver // nil: no machines
-	noMachines  string
-	foreign     map[string]compute.Driver // by Volume.Driver
-	stopGrace   time.Duration
-	bases       bases
-	serving     sync.Mutex // held while a point's serving begins or ends
-	zones       map[string]bool
-	ownDirs     []string
-	max         int
-	retry       time.Duration
-	recycle     time.Duration
-	maxCopy     int64
-	scrubEvery  time.Duration
-	scrubBudget int64
+	store        Store
+	engine       Engine
+	drivers      map[string]volume.Driver
+	lives        Live           // may be nil
+	compute      compute.Driver // nil: no machines
+	noMachines   string
+	foreign      map[string]compute.Driver // by Volume.Driver
+	stopGrace    time.Duration
+	foreignEvery time.Duration
+	bases        bases
+	serving      sync.Mutex // held while a point's serving begins or ends
+	zones        map[string]bool
+	ownDirs      []string
+	max          int
+	retry        time.Duration
+	recycle      time.Duration
+	maxCopy      int64
+	scrubEvery   time.Duration
+	scrubBudget  int64
 	// lowSpace is Config's; lowPruned is the uptime when it last made a prune,
 	// and Keep's alone.
 	lowSpace  func() bool
@@ -191,7 +193,7 @@ func configured(cfg Config) (*Service, error) {
 		store: cfg.Store, engine: cfg.Engine, drivers: cfg.Drivers, lives: cfg.Live, zones: map[string]bool{}, refused: cfg.Refused,
 		scrubEvery: cfg.ScrubEvery, scrubBudget: cfg.ScrubBudget,
 		recycle: cfg.RecycleBin, maxCopy: cfg.MaxCopy, lowSpace: cfg.LowSpace,
-		compute: cfg.Compute, noMachines: cfg.NoMachines, foreign: cfg.Foreign, stopGrace: cfg.StopGrace,
+		compute: cfg.Compute, noMachines: cfg.NoMachines, foreign: cfg.Foreign, foreignEvery: cfg.ForeignEvery, stopGrace: cfg.StopGrace,
 		max: cfg.MaxChainPoints, retry: cfg.RetryDelay, clock: cfg.Clock, log: cfg.Log, owner: newUUID(),
 	}
 	s.bases.wake, s.bases.rate = make(chan struct{}, 1), cfg.FillRate
@@ -203,6 +205,9 @@ func configured(cfg Config) (*Service, error) {
 	}
 	if s.stopGrace == 0 {
 		s.stopGrace = DefaultStopGrace
+	}
+	if s.foreignEvery <= 0 {
+		s.foreignEvery = 10 * time.Second
 	}
 	if s.recycle == 0 {
 		s.recycle = DefaultRecycleBin

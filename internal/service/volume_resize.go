@@ -29,6 +29,9 @@ func (s *Service) ResizeVolumes(ctx context.Context, in ResizeVolumes) (job.Job,
 			if err != nil {
 				return nil, err
 			}
+			if err := refuseForeign(v, "is resized with libvirt (virsh blockresize)"); err != nil {
+				return nil, err
+			}
 			if v.Driver != DriverManaged {
 				return nil, errs.New(errs.Conflict, "volume %s is registered; resize its file, device or export itself, the next snapshot notices", id)
 			}

@@ -49,6 +49,8 @@ type world struct {
 	refused string
 	// host runs machines; nil: none run here. It needs live.
 	host *fake.Host
+	// others has machines that somebody else makes; nil: the server knows of none.
+	others *fake.Host
 }
 
 func newWorld(t testing.TB) *world {
@@ -169,13 +171,19 @@ func (w *world) prepare(f *fuse) *process {
 	if w.host != nil {
 		machines = fusedMachines{fake.New(w.host), f}
 	}
+	drivers := map[string]volume.Driver{
+		service.DriverManaged:    managed,
+		service.DriverRegistered: &driver{disk: w.disk, f: f, kind: service.DriverRegistered, clock: clock},
+		service.DriverNBD:        &driver{disk: w.disk, f: f, kind: service.DriverNBD, clock: clock},
+	}
+	foreign := map[string]compute.Driver{}
+	if w.others != nil {
+		foreign[service.DriverLibvirt] = fusedMachines{fake.New(w.others), f}
+		drivers[service.DriverLibvirt] = &driver{disk: w.disk, f: f, kind: service.DriverLibvirt, clock: clock}
+	}
 	p.Service, err = service.New(context.Background(), service.Config{
 		Compute: machines, Store: rows, Refused: w.refused, Engine: p.mover, Zones: []string{zone}, Live: live,
-		Drivers: map[string]volume.Driver{
-			service.DriverManaged:    managed,
-			service.DriverRegistered: &driver{disk: w.disk, f: f, kind: service.DriverRegistered, clock: clock},
-			service.DriverNBD:        &driver{disk: w.disk, f: f, kind: service.DriverNBD, clock: clock},
-		},
+		Drivers: drivers, Foreign: foreign, ForeignEvery: time.Millisecond,
 		OwnDirs: []string{filepath.Dir(w.path)}, MaxChainPoints: w.max, RetryDelay: time.Millisecond,
 		Clock: clock, Log: w.log,
 	})
@@ -191,6 +199,7 @@ func (p *process) run() {
 	p.cancel, p.done = cancel, make(chan struct{})
 	var all sync.WaitGroup
 	all.Go(func() { p.Run(ctx) })
+	all.Go(func() { p.SyncForeign(ctx) })
 	if !p.w.still {
 		all.Go(func() { p.Fill(ctx) })
 	}

@@ -97,11 +97,24 @@ func (d *Driver) find(ctx context.Context, method, id string) (*machine, error) 
 	return nil, errs.New(errs.NotFound, "there is no machine %q here", id)
 }
 
-// AddForeign makes a machine that somebody else defined.
+// AddForeign makes or changes a machine that somebody else defines. One that runs
+// goes on.
 func (h *Host) AddForeign(s compute.Spec) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.put(s).foreign = true
+	runs := h.machines[s.ID] != nil && h.machines[s.ID].runs
+	m := h.put(s)
+	m.foreign, m.runs = true, runs
+}
+
+// RemoveForeign ends and removes a machine, as who defined it would.
+func (h *Host) RemoveForeign(id string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if m := h.machines[id]; m != nil {
+		h.end(m)
+		delete(h.machines, id)
+	}
 }
 
 func (h *Host) put(s compute.Spec) *machine {
