@@ -21,17 +21,20 @@ const (
 )
 
 // openLibvirt opens the machines of libvirt and their disks; both nil without
-// --libvirt. The daemon need not answer yet. dir is where scratch goes unless
-// --libvirt-dir says otherwise.
-func (c serveConfig) openLibvirt(dir string, log *slog.Logger) (compute.Driver, *virtvolume.Driver, error) {
+// --libvirt. The daemon need not answer yet. What they keep goes beside dataDir,
+// unless --libvirt-dir says otherwise: nobody else may look into that one, and
+// libvirt runs QEMU as a user of its own.
+func (c serveConfig) openLibvirt(dataDir string, log *slog.Logger) (compute.Driver, *virtvolume.Driver, error) {
 	if c.libvirt == "" {
 		return nil, nil, nil
 	}
-	if c.libvirtDir != "" {
-		var err error
-		if dir, err = filepath.Abs(c.libvirtDir); err != nil {
-			return nil, nil, fmt.Errorf("find %s: %w", c.libvirtDir, err)
-		}
+	dir := c.libvirtDir
+	if dir == "" {
+		dir = filepath.Clean(dataDir) + "-libvirt"
+	}
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, nil, fmt.Errorf("find %s: %w", dir, err)
 	}
 	daemon, err := libvirt.Parse(c.libvirt)
 	if err != nil {

@@ -110,7 +110,7 @@ on SIGTERM or Ctrl-C; jobs that were running go on after the next start.`,
 	f.Float64Var(&c.yield, "yield", 6, "while clients are busy, a snapshot rests up to this many times as long as it works, so that they keep the processors; 0: never")
 	f.StringVar(&c.machines, "machines", "auto", "what runs instances: qemu, none, or auto, which is qemu where it is installed")
 	f.StringVar(&c.libvirt, "libvirt", "", "URI of a libvirt daemon of this machine, as qemu:///system, whose domains are shown as instances")
-	f.StringVar(&c.libvirtDir, "libvirt-dir", "", "folder for what guests of libvirt overwrite during snapshots, which QEMU's user must be able to reach (default DIR/volumes/libvirt)")
+	f.StringVar(&c.libvirtDir, "libvirt-dir", "", "folder for what guests of libvirt overwrite during snapshots; QEMU's own user must be able to reach it, which it cannot inside DIR (default DIR-libvirt, beside DIR)")
 	f.DurationVar(&c.stopGrace, "stop-grace", service.DefaultStopGrace, "how long a guest may take to end before it is ended")
 	f.StringVar(&c.logFormat, "log-format", "text", "text or json")
 	f.StringVar(&c.logLevel, "log-level", "info", "debug, info, warn or error")
@@ -335,7 +335,7 @@ func (c serveConfig) open(ctx context.Context, dir string, server *nbd.Server, l
 	}
 	drivers := map[string]volume.Driver{service.DriverManaged: managed, service.DriverRegistered: registered, service.DriverNBD: exports}
 	foreign := map[string]compute.Driver{}
-	domains, disks, err := c.openLibvirt(filepath.Join(volumes, "libvirt"), log)
+	domains, disks, err := c.openLibvirt(dir, log)
 	if err != nil {
 		return nil, closers, err
 	}

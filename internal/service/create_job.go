@@ -366,6 +366,13 @@ func (c *creation) freezeAll(ctx context.Context) error {
 			return fmt.Errorf("drop what an earlier term held: %w", err)
 		}
 	}
+	for _, h := range c.holds { // before any guest is at rest
+		if d, ok := h.driver.(volume.Reserver); ok {
+			if err := d.Reserve(ctx, c.run.ID(), h.specs); err != nil {
+				return err
+			}
+		}
+	}
 	guests := c.s.quiesce(ctx, c.volumes, c.run.Log)
 	err := c.freeze(ctx, c.holds)
 	c.notes.Rested = guests.thaw(ctx, c.run.Log)

@@ -120,6 +120,8 @@ type disk struct {
 	settle  func(commit func() error) error
 	// atInstant is called while volumes are held still.
 	atInstant func()
+	// atSize is called before the size of a volume is told.
+	atSize func(key string)
 }
 
 func newDisk() *disk {
@@ -211,6 +213,12 @@ func (d *driver) Remove(_ context.Context, s volume.Spec) error {
 }
 
 func (d *driver) Size(_ context.Context, s volume.Spec) (size int64, err error) {
+	d.mu.Lock()
+	atSize := d.atSize
+	d.mu.Unlock()
+	if atSize != nil {
+		atSize(d.key(s))
+	}
 	err = d.f.do("Size", func() error {
 		d.mu.Lock()
 		defer d.mu.Unlock()

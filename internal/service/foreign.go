@@ -68,31 +68,31 @@ func (s *Service) syncForeignOnce(ctx context.Context) error {
 
 // syncMachines makes the rows of one kind. machines are all that there are.
 func (s *Service) syncMachines(ctx context.Context, kind string, machines []compute.Machine) error {
+	have, err := s.rowsOf(ctx, kind)
+	if err != nil {
+		return err
+	}
+	forgotten, err := s.forgottenMachines(ctx, machines)
+	if err != nil {
+		return err
+	}
 	want := map[string]Volume{}
 	for _, m := range machines {
+		if slices.Contains(forgotten, m.ID) {
+			continue
+		}
+		var rows []Volume
 		for _, v := range s.foreignRows(kind, m) {
 			if other, twice := want[v.ID]; twice {
 				s.log.Warn("two disks have the same id, and only one is shown", "id", v.ID, "shown", other.Path, "other", v.Path)
 				continue
 			}
+			v.SizeBytes = s.foreignSize(ctx, v, have[v.ID].SizeBytes)
 			want[v.ID] = v
+			rows = append(rows, v)
 		}
-	}
-	have, err := s.rowsOf(ctx, kind)
-	if err != nil {
-		return err
-	}
-	forgotten, err := s.forgottenMachines(ctx, want)
-	if err != nil {
-		return err
-	}
-	for id, v := range want {
-		if slices.Contains(forgotten, v.InstanceID) {
-			continue
-		}
-		v.SizeBytes = s.foreignSize(ctx, v, have[id].SizeBytes)
-		if err := s.adopt(ctx, have[id], v); err != nil {
-			return err
+		if err := s.adopt(ctx, have, rows); err != nil {
+			return fmt.Errorf("take note of machine %s (%s): %w", m.ID, m.Name, err)
 		}
 	}
 	var gone []string
@@ -163,44 +163,64 @@ func (s *Service) foreignSize(ctx context.Context, v Volume, known int64) int64 
 	return size
 }
 
-// adopt makes one row what it should be. have is what it was, without an id if
-// there was none.
-func (s *Service) adopt(ctx context.Context, have, want Volume) error {
-	if same := have; have.Status == VolumeInUse {
-		same.Device, same.InstanceID, same.CPUs, same.Memory, same.SizeBytes, same.Path, same.Identity = want.Device, want.InstanceID, want.CPUs, want.Memory, want.SizeBytes, want.Path, want.Identity
-		if IsInstance(want.ID) {
-			same.Name = want.Name
-		}
-		if same == have {
-			return nil
-		}
+// adopt makes the rows of one machine what they should be, all at once: whoever
+// sees the machine sees its disks. have is every row that there was.
+func (s *Service) adopt(ctx context.Context, have map[string]Volume, rows []Volume) error {
+	news := slices.DeleteFunc(slices.Clone(rows), func(want Volume) bool {
+		was := have[want.ID]
+		return was.Status == VolumeInUse && was == was.following(want)
+	})
+	if len(news) == 0 {
+		return nil
 	}
 	return s.store.Update(ctx, func(tx Tx) error {
-		now := s.now()
-		v, err := tx.Volume("", want.ID)
-		switch {
-		case errs.Is(err, errs.NotFound) && have.ID == "":
-			want.CreateTime, want.StatusTime = now, now
-			s.log.Info("a machine of others is here", "volume", want.ID, "instance", want.InstanceID, "path", want.Path)
-			return tx.InsertVolume(want)
-		case errs.Is(err, errs.NotFound):
-			want.CreateTime, want.StatusTime, want.Description, want.Type = have.CreateTime, now, have.Description, have.Type
-			return tx.UpdateVolume(want)
-		case err != nil:
-			return err
+		ids, err := forgotten(tx)
+		if err != nil || slices.Contains(ids, news[0].InstanceID) {
+			return err // forgotten since it was looked at
 		}
-		if _, locked, err := tx.LockedBy(v.ID); err != nil || locked || v.Transition != "" {
-			return err
+		for _, want := range news {
+			if err := s.adoptRow(tx, have[want.ID], want); err != nil {
+				return err
+			}
 		}
-		if v.Identity != want.Identity {
-			return s.ceaseVolumes(tx, []string{v.ID}) // another disk: it comes anew
-		}
-		v.Status, v.InstanceID, v.Device, v.CPUs, v.Memory, v.SizeBytes = want.Status, want.InstanceID, want.Device, want.CPUs, want.Memory, want.SizeBytes
-		if IsInstance(v.ID) {
-			v.Name = want.Name
-		}
-		return tx.UpdateVolume(v)
+		return nil
 	})
+}
+
+// following is a row with what its hypervisor says of it. Whoever made a machine
+// names it; the names of its other disks are ours.
+func (v Volume) following(want Volume) Volume {
+	v.Status, v.Path, v.Identity, v.SizeBytes = want.Status, want.Path, want.Identity, want.SizeBytes
+	v.InstanceID, v.Device, v.CPUs, v.Memory = want.InstanceID, want.Device, want.CPUs, want.Memory
+	if IsInstance(v.ID) {
+		v.Name = want.Name
+	}
+	return v
+}
+
+// adoptRow makes one row what it should be. have is what it was, also if it has
+// ceased; without an id if there was none.
+func (s *Service) adoptRow(tx Tx, have, want Volume) error {
+	now := s.now()
+	v, err := tx.Volume("", want.ID)
+	switch {
+	case errs.Is(err, errs.NotFound) && have.ID == "":
+		want.CreateTime, want.StatusTime = now, now
+		s.log.Info("a machine of others is here", "volume", want.ID, "instance", want.InstanceID, "path", want.Path)
+		return tx.InsertVolume(want)
+	case errs.Is(err, errs.NotFound):
+		want.CreateTime, want.StatusTime, want.Description, want.Type = have.CreateTime, now, have.Description, have.Type
+		return tx.UpdateVolume(want)
+	case err != nil:
+		return err
+	}
+	if _, locked, err := tx.LockedBy(v.ID); err != nil || locked || v.Transition != "" {
+		return err
+	}
+	if v.Identity != want.Identity {
+		return s.ceaseVolumes(tx, []string{v.ID}) // another disk: it comes anew
+	}
+	return tx.UpdateVolume(v.following(want))
 }
 
 // ceaseForeign ends the rows of what is gone. Their points stay.
@@ -227,25 +247,27 @@ func (s *Service) ceaseForeign(ctx context.Context, ids []string) error {
 	return nil
 }
 
-// forgottenMachines are those that were deleted here and are still there.
-func (s *Service) forgottenMachines(ctx context.Context, want map[string]Volume) (ids []string, err error) {
-	var all []string
+// forgottenMachines are those that were deleted here and are still there. Those
+// that are gone are no longer kept in mind.
+func (s *Service) forgottenMachines(ctx context.Context, machines []compute.Machine) (ids []string, err error) {
+	gone := func(id string) bool {
+		return !slices.ContainsFunc(machines, func(m compute.Machine) bool { return m.ID == id })
+	}
 	err = s.store.View(ctx, func(tx Tx) (err error) {
-		all, err = forgotten(tx)
+		ids, err = forgotten(tx)
 		return err
 	})
-	if err != nil {
-		return nil, err
+	if err != nil || !slices.ContainsFunc(ids, gone) {
+		return ids, err
 	}
-	for _, id := range all {
-		if _, there := want[id]; there {
-			ids = append(ids, id)
+	err = s.store.Update(ctx, func(tx Tx) error {
+		if ids, err = forgotten(tx); err != nil {
+			return err
 		}
-	}
-	if len(ids) == len(all) {
-		return ids, nil
-	}
-	return ids, s.store.Update(ctx, func(tx Tx) error { return setForgotten(tx, ids) })
+		ids = slices.DeleteFunc(ids, gone)
+		return setForgotten(tx, ids)
+	})
+	return ids, err
 }
 
 func forgotten(tx Tx) (ids []string, err error) {

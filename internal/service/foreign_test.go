@@ -217,6 +217,34 @@ func TestForeignForgotten(t *testing.T) {
 	})
 }
 
+// A look that is under way while a machine is forgotten brings nothing back.
+func TestForeignForgottenUnderALook(t *testing.T) {
+	inOthers(t, func(t *testing.T, p *process, o *others) {
+		looking, forgot := make(chan struct{}), make(chan struct{})
+		var once sync.Once
+		third := foreignDisk("vol-FOREIGN3", "vdc")
+		p.w.disk.mu.Lock()
+		p.w.disk.atSize = func(key string) {
+			if key == third.URI {
+				once.Do(func() { close(looking); <-forgot })
+			}
+		}
+		p.w.disk.mu.Unlock()
+		o.define("theirs", systemDisk, dataDisk, third)
+		<-looking
+		p.good(p.DeleteInstances(context.Background(), instances(theirs)))
+		close(forgot)
+		o.seen(p)
+		page, err := p.Volumes(context.Background(), service.VolumeFilter{Zone: zone, Limit: 10})
+		if ids := p.instances(); err != nil || len(ids) != 0 || page.Total != 0 {
+			t.Errorf("after it was forgotten: %v, %+v, %v", ids, page.Volumes, err)
+		}
+		if slices.ContainsFunc(p.all().volumes, func(v service.Volume) bool { return v.ID == third.ID }) {
+			t.Error("a disk of a machine that was forgotten got a row")
+		}
+	})
+}
+
 // What was forgotten stays so over a restart.
 func TestForeignForgottenOverRestart(t *testing.T) {
 	w := newWorld(t)

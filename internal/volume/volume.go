@@ -102,6 +102,15 @@ type Driver interface {
 	OpenTarget(ctx context.Context, s Spec) (Target, error)
 }
 
+// Reserver is a Driver not all of whose volumes can be in two instants at once,
+// as the disks of one machine.
+type Reserver interface {
+	// Reserve waits until no other instant is in the way of a Freeze of specs
+	// under hold. Others are kept out until that one's Instant is closed, or
+	// until Drop of hold. Do it before anything is held still.
+	Reserve(ctx context.Context, hold string, specs []Spec) error
+}
+
 // Instant is one moment of one or more volumes.
 type Instant interface {
 	// Time is when the moment was.

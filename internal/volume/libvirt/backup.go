@@ -34,6 +34,9 @@ type backup struct {
 const (
 	// socketRoom is how long a socket's path can be.
 	socketRoom = 107
+	// socketRest is of that what comes after the driver's folder:
+	// /holds/, 8 of a hold's, / and 22 of a domain's, and /sdzz.nbd.
+	socketRest = 7 + 8 + 1 + 22 + 9
 	// freeFloor bytes of the disk stay free: what QEMU cannot keep for a point it
 	// does not let the guest write.
 	freeFloor = 1 << 30

@@ -20,6 +20,9 @@ package virtvolume
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base32"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -58,13 +61,18 @@ type Driver struct {
 	tag string // of all that this folder's driver makes in domains
 	log *slog.Logger
 
-	mu   sync.Mutex          // guards the maps
+	claims claims
+
+	mu   sync.Mutex          // guards held
 	held map[string]*instant // by hold; nil while Freeze is at work
-	open map[uuid.UUID]bool  // domains of which a point is taken
 }
 
-// New opens a folder. The daemon need not answer yet.
+// New opens a folder. The daemon need not answer yet. errs.Invalid: sockets in it
+// would have names that are too long.
 func New(c Config) (*Driver, error) {
+	if most := socketRoom - socketRest; len(c.Dir) > most {
+		return nil, errs.New(errs.Invalid, "%s is too long for a folder of libvirt's volumes: sockets in it can have no name; name another one of at most %d bytes (--libvirt-dir)", c.Dir, most)
+	}
 	if c.ScratchBytes == 0 {
 		c.ScratchBytes = DefaultScratch
 	}
@@ -76,7 +84,7 @@ func New(c Config) (*Driver, error) {
 			return nil, fmt.Errorf("make the folder of libvirt's volumes: %w", err)
 		}
 	}
-	d := &Driver{cfg: c, log: c.Log, held: map[string]*instant{}, open: map[uuid.UUID]bool{}}
+	d := &Driver{cfg: c, log: c.Log, held: map[string]*instant{}, claims: newClaims()}
 	var err error
 	d.tag, err = ownTag(filepath.Join(c.Dir, "tag"))
 	return d, err
@@ -93,6 +101,23 @@ func ownTag(path string) (string, error) {
 	}
 	tag := strings.ToLower(rand.Text()[:8])
 	return tag, durable.Write(path, []byte(tag))
+}
+
+// holdDir is where what belongs to a hold is kept; its name is short, for sockets.
+func (d *Driver) holdDir(hold string) string {
+	sum := sha256.Sum256([]byte(hold))
+	return filepath.Join(d.cfg.Dir, "holds", strings.ToLower(base32.StdEncoding.EncodeToString(sum[:5])))
+}
+
+// Names of a domain's folder in a hold's.
+func domainDir(id uuid.UUID) string { return base64.RawURLEncoding.EncodeToString(id[:]) }
+
+func domainOf(dir string) (id uuid.UUID, ok bool) {
+	b, err := base64.RawURLEncoding.DecodeString(dir)
+	if err != nil || len(b) != len(id) {
+		return id, false
+	}
+	return uuid.UUID(b), true
 }
 
 // Capabilities says that these volumes are found, never made.
@@ -203,10 +228,6 @@ func (p place) among(all []libvirt.Domain) (libvirt.Domain, error) {
 		}
 	}
 	return libvirt.Domain{}, errs.New(errs.NotFound, "libvirt does not know the machine of volume %s any more", p.id)
-}
-
-func tooLong(socket string) error {
-	return errs.New(errs.Conflict, "%s is too long for a socket; let the server keep its data in a folder with a shorter path", socket)
 }
 
 func isEOF(err error) bool { return errors.Is(err, io.EOF) }

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	rpc "github.com/digitalocean/go-libvirt"
-	"github.com/google/uuid"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
@@ -147,11 +146,8 @@ func (in *instant) backupOf(ctx context.Context, all []libvirt.Domain, p place) 
 	if err != nil {
 		return nil, err
 	}
-	b := &backup{d: d, dom: dom, dir: filepath.Join(d.cfg.Dir, "holds", in.hold, dom.UUID.String()), mark: d.markPrefix() + in.hold}
-	if len(b.socket()) > socketRoom {
-		return nil, tooLong(b.socket())
-	}
-	if err := d.claim(dom); err != nil {
+	b := &backup{d: d, dom: dom, dir: filepath.Join(d.holdDir(in.hold), domainDir(dom.UUID)), mark: d.markPrefix() + in.hold}
+	if err := d.claim(ctx, dom, in.hold, ""); err != nil {
 		return nil, err
 	}
 	in.backups = append(in.backups, b)
@@ -174,22 +170,6 @@ func (in *instant) backupOf(ctx context.Context, all []libvirt.Domain, p place) 
 		return nil, err
 	}
 	return b, os.Chmod(b.dir, 0o733)
-}
-
-func (d *Driver) claim(dom libvirt.Domain) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.open[dom.UUID] {
-		return errs.New(errs.Busy, "a snapshot of domain %s is being taken; please try later", dom.Name)
-	}
-	d.open[dom.UUID] = true
-	return nil
-}
-
-func (d *Driver) unclaim(id uuid.UUID) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	delete(d.open, id)
 }
 
 // pausedNote is in the folder of a machine that is paused by us.
@@ -311,7 +291,9 @@ func (in *instant) Settle(ctx context.Context, checkpoints []volume.Checkpoint, 
 	if len(checkpoints) != len(in.sources) {
 		return errs.New(errs.Internal, "hold %s: %d checkpoints for %d volumes", in.hold, len(checkpoints), len(in.sources))
 	}
+	in.d.claims.end(in.hold, true)
 	if err := commit(); err != nil {
+		in.d.claims.end(in.hold, false)
 		return err
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callLimit)
@@ -320,15 +302,7 @@ func (in *instant) Settle(ctx context.Context, checkpoints []volume.Checkpoint, 
 	for i, s := range in.sources {
 		all = errors.Join(all, in.d.writeRecord(s.at.id, s.settled(checkpoints[i])))
 	}
-	all = errors.Join(all, in.free(ctx, false))
-	for _, b := range in.backups {
-		keep, err := in.d.marksOf(b.prefix())
-		if err == nil {
-			err = in.d.dropMarks(ctx, b.dom, keep)
-		}
-		all = errors.Join(all, err)
-	}
-	return all
+	return errors.Join(all, in.free(ctx, false))
 }
 
 func (in *instant) Close() error {
@@ -342,7 +316,8 @@ func (in *instant) Close() error {
 	return in.free(ctx, true)
 }
 
-// free ends all backups, once; forget: as if there had been no instant.
+// free ends all backups, once; forget: as if there had been no instant. Else the
+// checkpoints that no record has any more are removed.
 func (in *instant) free(ctx context.Context, forget bool) error {
 	in.once.Do(func() {
 		in.fail(errs.New(errs.Internal, "the instant under hold %s is not held any more", in.hold))
@@ -354,13 +329,27 @@ func (in *instant) free(ctx context.Context, forget bool) error {
 		}
 		for _, b := range in.backups {
 			in.err = errors.Join(in.err, b.end(ctx, forget))
-			in.d.unclaim(b.dom.UUID)
 		}
 		if in.err == nil {
-			in.err = os.RemoveAll(filepath.Join(in.d.cfg.Dir, "holds", in.hold))
+			in.err = os.RemoveAll(in.d.holdDir(in.hold))
 		}
+		if !forget {
+			in.err = errors.Join(in.err, in.dropOldMarks(ctx))
+		}
+		in.d.claims.release(in.hold, "") // the last: who is next makes marks of its own
 	})
 	return in.err
+}
+
+func (in *instant) dropOldMarks(ctx context.Context) (all error) {
+	for _, b := range in.backups {
+		keep, err := in.d.marksOf(b.prefix())
+		if err == nil {
+			err = in.d.dropMarks(ctx, b.dom, keep)
+		}
+		all = errors.Join(all, err)
+	}
+	return all
 }
 
 // Drop lets go of a hold, also of one that an earlier process left.
@@ -379,12 +368,13 @@ func (d *Driver) Drop(ctx context.Context, hold string) error {
 	case !plainName(hold):
 		return nil
 	}
+	d.claims.release(hold, "")
 	return d.dropLeft(ctx, hold)
 }
 
 // dropLeft ends what an earlier process began under a hold.
 func (d *Driver) dropLeft(ctx context.Context, hold string) error {
-	dir := filepath.Join(d.cfg.Dir, "holds", hold)
+	dir := d.holdDir(hold)
 	left, err := os.ReadDir(dir)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
@@ -393,8 +383,8 @@ func (d *Driver) dropLeft(ctx context.Context, hold string) error {
 		return err
 	}
 	for _, e := range left {
-		id, err := uuid.Parse(e.Name())
-		if err != nil {
+		id, ok := domainOf(e.Name())
+		if !ok {
 			continue
 		}
 		dom, at := libvirt.Domain{UUID: id}, filepath.Join(dir, e.Name())

@@ -112,6 +112,17 @@ func TestTarget(t *testing.T) {
 		ok(t, target.Close())
 		ok(t, target.Close())
 	}
+	// All of a machine's at once, as an apply has them.
+	both := make([]volume.Target, len(m.disks))
+	for disk := range both {
+		both[disk], err = r.d.OpenTarget(ctx, m.spec(disk))
+		ok(t, err)
+	}
+	_, err = r.d.Freeze(ctx, "meanwhile", []volume.Spec{m.spec(0)}, nil)
+	refused(t, err, errs.Busy, "one")
+	for _, target := range both {
+		ok(t, target.Close())
+	}
 	if c := m.checkpoints(); len(c) > 0 {
 		t.Errorf("checkpoints %v stayed", c)
 	}

@@ -6,11 +6,8 @@ import (
 	"errors"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"sync"
-
-	"github.com/google/uuid"
 
 	"cairn/internal/errs"
 	"cairn/internal/extent"
@@ -27,7 +24,6 @@ const targetWindow = 64 << 20
 type target struct {
 	d    *Driver
 	p    place
-	dom  uuid.UUID
 	dir  string
 	srv  *server
 	data *nbd.StatusMap
@@ -38,6 +34,9 @@ type target struct {
 }
 
 var _ volume.Target = (*target)(nil)
+
+// overwriting has the domains of all targets; no hold can have its name.
+const overwriting = "a target's"
 
 // OpenTarget opens the disk of a stopped machine. What tells of its changes is
 // dropped first, durably: what is written now shows in no bitmap.
@@ -57,10 +56,10 @@ func (d *Driver) OpenTarget(ctx context.Context, s volume.Spec) (volume.Target, 
 	if dom.Active {
 		return nil, errs.New(errs.Busy, "volume %s: domain %s runs; it must be stopped before its disk is overwritten", p.id, dom.Name)
 	}
-	if err := d.claim(dom); err != nil {
+	if err := d.claim(ctx, dom, overwriting, p.id); err != nil {
 		return nil, err
 	}
-	t := &target{d: d, p: p, dom: dom.UUID, dir: filepath.Join(d.cfg.Dir, "holds", "target-"+p.id)}
+	t := &target{d: d, p: p, dir: d.holdDir("target-" + p.id)}
 	if err := t.open(ctx, dom, k); err != nil {
 		return nil, errors.Join(err, t.Close())
 	}
@@ -228,7 +227,7 @@ func (t *target) Close() (err error) {
 			err = t.srv.close()
 		}
 		err = errors.Join(err, os.RemoveAll(t.dir))
-		t.d.unclaim(t.dom)
+		t.d.claims.release(overwriting, t.p.id)
 	})
 	return err
 }

@@ -194,5 +194,5 @@ func (g *Guest) consoleTail() string {
 	if err != nil {
 		return err.Error()
 	}
-	return string(b[max(0, len(b)-6000):])
+	return string(b[max(0, len(b)-16000):])
 }

@@ -46,15 +46,41 @@ done
 dmesg -n 1 # the port may be the console
 stty -F /dev/$port raw -echo
 exec 3<>/dev/$port
-echo ready >&3
 n=0
+echo 0 >/run/command
+# Of a command that does not end, the console tells what it waits for, before
+# whoever sent it gives up.
+(
+	seen=0 ticks=0
+	while sleep 10; do
+		read -r now </run/command
+		if [ "$now" = 0 ] || [ "$now" != "$seen" ]; then
+			seen=$now ticks=0
+			continue
+		fi
+		ticks=$((ticks + 1))
+		[ $ticks = 9 ] || continue
+		{
+			echo "guest: a command does not end"
+			dmesg | tail -n 30
+			ps -o pid,ppid,stat,args
+			for p in /proc/[0-9]*; do
+				args=$(tr '\0' ' ' <"$p/cmdline")
+				[ -n "$args" ] && echo "$p $args" && cat "$p/stack"
+			done
+		} >/dev/console 2>&1
+	done
+) </dev/null >/dev/null 2>&1 3>&- &
+echo ready >&3
 while read -r tag line <&3; do
 	n=$((n + 1))
 	command=$(echo "$line" | base64 -d)
+	echo $n >/run/command
 	# Each has a file of its own: what a command leaves running may go on
 	# writing to it.
 	(eval "$command") </dev/null >/run/output.$n 2>&1 3>&-
 	code=$?
+	echo 0 >/run/command
 	size=$(stat -c %s /run/output.$n)
 	echo "done $tag $code $size" >&3
 	head -c "$size" /run/output.$n >&3
