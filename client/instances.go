@@ -36,7 +36,7 @@ type Instance struct {
 	ID               string     `json:"instance_id"`
 	Name             string     `json:"instance_name"`
 	Description      string     `json:"description"`
-	Status           string     `json:"status"` // pending, running, stopped, terminated, ceased
+	Status           string     `json:"status"` // pending, running, stopped, terminated, ceased, unknown
 	TransitionStatus string     `json:"transition_status"`
 	CreateTime       Time       `json:"create_time"`
 	StatusTime       Time       `json:"status_time"`
@@ -47,6 +47,7 @@ type Instance struct {
 	SizeBytes        int64      `json:"size_bytes"`     // exactly
 	Volumes          []Attached `json:"volumes"`        // without the system disk
 	MixedJob         string     `json:"mixed_job"`      // an apply that began to write and has not finished
+	Driver           string     `json:"driver"`         // managed (run by the server) or libvirt (somebody else's)
 	Zone             string     `json:"zone"`
 	NBDURIs          []string   `json:"nbd_uris"`      // where the system disk is served
 	MissingBytes     int64      `json:"missing_bytes"` // still to be fetched from the repository

@@ -82,6 +82,9 @@ func newServeCommand() *cobra.Command {
   cairn.sock    the same API for this machine's owner of DIR; only there may
                 paths on the server be named (volume register)
 
+With --libvirt URI the domains of a libvirt daemon are instances, too, and their
+disks volumes. What is kept for them lies in DIR-libvirt, beside DIR.
+
 The server listens on loopback only, because there are no accounts yet. It stops
 on SIGTERM or Ctrl-C; jobs that were running go on after the next start.`,
 		Example: `  cairn serve --data-dir /var/lib/cairn

@@ -87,11 +87,11 @@ func (a *app) instanceList() *cobra.Command {
 		}),
 	}
 	fl := cmd.Flags()
-	fl.StringSliceVar(&f.Status, "status", nil, "only these `STATES`: pending, running, stopped, terminated, ceased")
+	fl.StringSliceVar(&f.Status, "status", nil, "only these `STATES`: pending, running, stopped, terminated, ceased, unknown")
 	fl.StringVar(&f.Search, "search", "", "only ids and names that contain `WORD`")
 	fl.IntVar(&f.Limit, "limit", 0, "at most `N` (default all)")
 	fl.IntVar(&f.Offset, "offset", 0, "leave out the first `N`")
-	completeFlag(cmd, "status", "pending", "running", "stopped", "terminated", "ceased")
+	completeFlag(cmd, "status", "pending", "running", "stopped", "terminated", "ceased", "unknown")
 	return cmd
 }
 
@@ -134,6 +134,7 @@ func (s *session) showInstance(ctx context.Context, id string) error {
 		{"name", v.Name},
 		{"description", v.Description},
 		{"status", instanceState(v)},
+		{"driver", v.Driver},
 		{"mixed", mixed},
 		{"cpus", strconv.Itoa(v.CPUs)},
 		{"memory", formatBytes(v.Memory << 20)},

@@ -23,7 +23,7 @@ const (
 type instanceQuery struct {
 	Zoned
 	Instances  []string `query:"instances" doc:"ids; a comma list, or any usual spelling of a list"`
-	Status     []string `query:"status" doc:"pending, running, stopped, terminated, ceased; without it (and without ids) neither terminated nor ceased"`
+	Status     []string `query:"status" doc:"pending, running, stopped, terminated, ceased, unknown; without it (and without ids) neither terminated nor ceased"`
 	SearchWord string   `query:"search_word" doc:"substring of id or name, whatever the case"`
 	Verbose    string   `query:"verbose" doc:"accepted and ignored: answers always have all details"`
 	Offset     integer  `query:"offset" doc:"default 0"`
@@ -41,7 +41,7 @@ func (a *api) listInstances(ctx context.Context, in *instanceQuery) (*instancePa
 		return nil, err
 	}
 	f.Statuses, err = words("status", in.Status, service.InstancePending, service.InstanceRunning,
-		service.InstanceStopped, service.InstanceTerminated, service.InstanceCeased)
+		service.InstanceStopped, service.InstanceTerminated, service.InstanceCeased, service.InstanceUnknown)
 	if err != nil {
 		return nil, err
 	}

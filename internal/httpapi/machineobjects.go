@@ -23,7 +23,7 @@ type machineObject struct {
 	InstanceID       string           `json:"instance_id" example:"ins-ABCDEFGH"`
 	InstanceName     string           `json:"instance_name"`
 	Description      string           `json:"description"`
-	Status           string           `json:"status" enum:"pending,running,stopped,terminated,ceased,unknown"`
+	Status           string           `json:"status" enum:"pending,running,stopped,terminated,ceased,unknown" doc:"unknown: the hypervisor that has it does not answer"`
 	TransitionStatus string           `json:"transition_status"`
 	CreateTime       string           `json:"create_time"`
 	StatusTime       string           `json:"status_time"`
@@ -34,6 +34,7 @@ type machineObject struct {
 	SizeBytes        int64            `json:"size_bytes" doc:"of the system disk, exactly"`
 	Volumes          []attachedObject `json:"volumes" nullable:"false" doc:"attached, without the system disk"`
 	MixedJob         string           `json:"mixed_job" doc:"id of an apply that has begun to write and has not finished: the system disk is a mixture"`
+	Driver           string           `json:"driver" doc:"managed: one that this server runs; libvirt: a domain that somebody else made"`
 	Zone             string           `json:"zone"`
 	NBDURIs          []string         `json:"nbd_uris" nullable:"false" doc:"where the system disk is served; those of the unix socket are shown on the unix socket only"`
 	MissingBytes     int64            `json:"missing_bytes" doc:"of the system disk: bytes that are still to be fetched from the repository; it is usable all the same"`
@@ -46,7 +47,7 @@ func newMachineObject(m service.Instance, local bool) machineObject {
 		CreateTime: wireTime(m.CreateTime), StatusTime: wireTime(m.StatusTime),
 		VCPUs: m.CPUs, Memory: m.Memory / megabyte, Image: imageRef{ImageID: m.Image, ImageName: m.ImageName},
 		Size: gigabytes(m.SizeBytes), SizeBytes: m.SizeBytes, Volumes: []attachedObject{},
-		MixedJob: m.MixedJob, Zone: m.Zone, NBDURIs: shownURIs(m.Export, local), MissingBytes: m.Export.Missing,
+		MixedJob: m.MixedJob, Driver: m.Driver, Zone: m.Zone, NBDURIs: shownURIs(m.Export, local), MissingBytes: m.Export.Missing,
 	}
 	for _, v := range m.Volumes {
 		o.Volumes = append(o.Volumes, attachedObject{VolumeID: v.ID, VolumeName: v.Name, Device: v.Device, SizeBytes: v.SizeBytes})

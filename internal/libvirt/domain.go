@@ -6,6 +6,8 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/xml"
+	"fmt"
+	"path/filepath"
 	"slices"
 	"strconv"
 
@@ -94,7 +96,38 @@ func (d Daemon) Domains(ctx context.Context) ([]Domain, error) {
 		return nil
 	})
 	slices.SortFunc(out, func(a, b Domain) int { return cmp.Compare(a.Name, b.Name) })
+	nameShared(out)
 	return out, err
+}
+
+// nameShared makes it a problem of a disk that another domain's disk, or another
+// one of its own, lies in the same file: what one writes is the other's, too.
+func nameShared(all []Domain) {
+	type user struct {
+		dom  *Domain
+		disk *Disk
+	}
+	users := map[string][]user{}
+	for i := range all {
+		for n := range all[i].Disks {
+			k := &all[i].Disks[n]
+			if k.Path == "" {
+				continue
+			}
+			real, err := filepath.EvalSymlinks(k.Path)
+			if err != nil {
+				real = filepath.Clean(k.Path) // it may not be there now
+			}
+			users[real] = append(users[real], user{&all[i], k})
+		}
+	}
+	for _, of := range users {
+		for i, u := range of {
+			if other := of[(i+1)%len(of)]; len(of) > 1 && u.disk.Problem == "" {
+				u.disk.Problem = fmt.Sprintf("lies in %s, as does disk %s of domain %s", u.disk.Path, other.disk.Target, other.dom.Name)
+			}
+		}
+	}
 }
 
 // describe asks for one domain as it is now.

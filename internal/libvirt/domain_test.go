@@ -1,6 +1,10 @@
 package libvirt
 
 import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -62,6 +66,39 @@ func TestProblems(t *testing.T) {
 	for _, bad := range []string{"", "<domain>", "<domain><name>x</name></domain>", strings.Replace(head, "2097152", "x", 1) + "</devices></domain>", strings.Replace(head, "KiB", "furlong", 1) + "</devices></domain>", strings.Replace(head, ">2<", ">two<", 1) + "</devices></domain>"} {
 		if d, err := parseDomain(bad); !errs.Is(err, errs.Unavailable) {
 			t.Errorf("%q is read as %+v, %v", bad, d, err)
+		}
+	}
+}
+
+// A file that is two disks is named in both, however it is called.
+func TestSharedFiles(t *testing.T) {
+	dir := t.TempDir()
+	file, link := filepath.Join(dir, "a.raw"), filepath.Join(dir, "link")
+	if err := errors.Join(os.WriteFile(file, nil, 0o600), os.Symlink(file, link)); err != nil {
+		t.Fatal(err)
+	}
+	disks := func(paths ...string) (out []Disk) {
+		for i, p := range paths {
+			out = append(out, Disk{Target: fmt.Sprintf("vd%c", 'a'+i), Path: p})
+		}
+		return out
+	}
+	all := []Domain{
+		{Name: "one", Disks: disks(file, "/not/there")},
+		{Name: "two", Disks: disks("/its/own", link, "")},
+		{Name: "three", Disks: disks("/not/./there", "", "/twice", "/twice")},
+	}
+	nameShared(all)
+	want := [][]string{
+		{"disk vdb of domain two", "disk vda of domain three"},
+		{"", "disk vda of domain one", ""},
+		{"disk vdb of domain one", "", "disk vdd of domain three", "disk vdc of domain three"},
+	}
+	for i, dom := range all {
+		for n, k := range dom.Disks {
+			if w := want[i][n]; (w == "") != (k.Problem == "") || !strings.Contains(k.Problem, w) {
+				t.Errorf("%s %s: %q, want %q", dom.Name, k.Target, k.Problem, w)
+			}
 		}
 	}
 }

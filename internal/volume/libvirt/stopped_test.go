@@ -123,6 +123,12 @@ func TestTarget(t *testing.T) {
 	for _, target := range both {
 		ok(t, target.Close())
 	}
+	// One whose memory is saved would go on with another disk.
+	m.start()
+	m.call(func(l *rpc.Libvirt) error { return l.DomainManagedSave(m.dom.Handle(), 0) })
+	_, err = r.d.OpenTarget(ctx, m.spec(0))
+	refused(t, err, errs.Conflict, "one", "managedsave-remove")
+	m.call(func(l *rpc.Libvirt) error { return l.DomainManagedSaveRemove(m.dom.Handle(), 0) })
 	if c := m.checkpoints(); len(c) > 0 {
 		t.Errorf("checkpoints %v stayed", c)
 	}

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"sync"
 
+	rpc "github.com/digitalocean/go-libvirt"
+
 	"cairn/internal/errs"
 	"cairn/internal/extent"
 	"cairn/internal/libvirt"
@@ -56,6 +58,9 @@ func (d *Driver) OpenTarget(ctx context.Context, s volume.Spec) (volume.Target, 
 	if dom.Active {
 		return nil, errs.New(errs.Busy, "volume %s: domain %s runs; it must be stopped before its disk is overwritten", p.id, dom.Name)
 	}
+	if err := d.refuseSaved(ctx, dom, p); err != nil {
+		return nil, err
+	}
 	if err := d.claim(ctx, dom, overwriting, p.id); err != nil {
 		return nil, err
 	}
@@ -64,6 +69,20 @@ func (d *Driver) OpenTarget(ctx context.Context, s volume.Spec) (volume.Target, 
 		return nil, errors.Join(err, t.Close())
 	}
 	return t, nil
+}
+
+// refuseSaved refuses a machine whose memory libvirt has saved: when it is started
+// its guest would go on with another disk than it knows.
+func (d *Driver) refuseSaved(ctx context.Context, dom libvirt.Domain, p place) error {
+	saved := int32(0)
+	err := d.cfg.Daemon.Do(ctx, func(l *rpc.Libvirt) (err error) {
+		saved, err = l.DomainHasManagedSaveImage(dom.Handle(), 0)
+		return err
+	})
+	if err == nil && saved != 0 {
+		err = errs.New(errs.Conflict, "%s: the memory of domain %s is saved, and its guest would go on with a disk that it does not know; start it, or give that memory up (virsh managedsave-remove %s), and try again", p.id, dom.Name, dom.Name)
+	}
+	return err
 }
 
 func (t *target) open(ctx context.Context, dom libvirt.Domain, k libvirt.Disk) error {
