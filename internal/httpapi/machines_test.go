@@ -109,7 +109,7 @@ func TestMachineObjects(t *testing.T) {
 		"create_time":"2026-11-23T00:00:00Z","status_time":"2026-11-23T00:00:00Z","vcpus_current":2,"memory_current":512,
 		"image":{"image_id":"img-AAAAAAAA","image_name":"golden"},"size":2,"size_bytes":1073741825,
 		"volumes":[{"volume_id":"vol-AAAAAAAA","volume_name":"data","device":"vdb","size_bytes":7}],
-		"mixed_job":"","zone":"ac1","nbd_uris":["nbd://h/x"],"missing_bytes":5
+		"driver": "managed", "mixed_job":"","zone":"ac1","nbd_uris":["nbd://h/x"],"missing_bytes":5
 	}]}`)
 	if diff := cmp.Diff(want, s.do(t, "GET", zone+"/instances", "", "").json(t)); diff != "" {
 		t.Error(diff)
