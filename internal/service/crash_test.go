@@ -22,6 +22,8 @@ type crashCase struct {
 	live    bool // managed volumes are live
 	// machines run
 	machines bool
+	// foreign: a machine that somebody else made runs
+	foreign bool
 	// prepare brings the world into the state before the operation and
 	// returns the ids that act and verify need.
 	prepare func(p *process) []string
@@ -215,7 +217,7 @@ func verifyResize(p *process, ids []string, done bool) {
 func TestCrashes(t *testing.T) {
 	var total atomic.Int64
 	t.Cleanup(func() { t.Logf("%d runs", total.Load()) })
-	for _, c := range append(crashCases(), machineCases()...) {
+	for _, c := range slices.Concat(crashCases(), machineCases(), foreignCases()) {
 		name := c.name
 		if c.reflink {
 			name += " by reflink"
@@ -229,6 +231,9 @@ func TestCrashes(t *testing.T) {
 			base.disk.reflink, base.live = c.reflink, c.live
 			if c.machines {
 				base.withMachines(&fake.Host{})
+			}
+			if c.foreign {
+				foreignWorld(t, base)
 			}
 			p := base.start(nil)
 			ids := c.prepare(p)

@@ -1,6 +1,7 @@
 package service_test
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"flag"
@@ -51,6 +52,8 @@ type world struct {
 	host *fake.Host
 	// others has machines that somebody else makes; nil: the server knows of none.
 	others *fake.Host
+	// lookEvery is how often it is asked; 1 ms.
+	lookEvery time.Duration
 }
 
 func newWorld(t testing.TB) *world {
@@ -71,6 +74,10 @@ func (w *world) copyOf(t testing.TB) *world {
 	c.disk, c.max, c.live = w.disk.clone(), w.max, w.live
 	if w.host != nil {
 		c.withMachines(w.host.Clone())
+	}
+	if w.others != nil {
+		c.others, c.lookEvery = w.others.Clone(), w.lookEvery
+		c.others.Agent = true
 	}
 	if err := os.WriteFile(c.path, data, 0o600); err != nil {
 		t.Fatal(err)
@@ -183,7 +190,7 @@ func (w *world) prepare(f *fuse) *process {
 	}
 	p.Service, err = service.New(context.Background(), service.Config{
 		Compute: machines, Store: rows, Refused: w.refused, Engine: p.mover, Zones: []string{zone}, Live: live,
-		Drivers: drivers, Foreign: foreign, ForeignEvery: time.Millisecond,
+		Drivers: drivers, Foreign: foreign, ForeignEvery: cmp.Or(w.lookEvery, time.Millisecond),
 		OwnDirs: []string{filepath.Dir(w.path)}, MaxChainPoints: w.max, RetryDelay: time.Millisecond,
 		Clock: clock, Log: w.log,
 	})
