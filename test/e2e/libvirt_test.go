@@ -300,13 +300,30 @@ func TestLibvirt(t *testing.T) {
 		t.Errorf("after a rollback %v was used", cbt)
 	}
 
-	// A stopped domain stays stopped.
+	// Its owner makes the disks larger: the next points are fulls of all of them.
+	for target, size := range map[string]uint64{"vda": 2 * guest.DiskSize, "vdb": 2 * foreignData} {
+		r.do(func(l *rpc.Libvirt) error { return l.DomainBlockResize(r.dom, target, size, rpc.DomainBlockResizeBytes) })
+	}
+	g.must("for i in $(seq 100); do [ $(cat /sys/block/vdb/size) = 65536 ] && exit 0; sleep 0.1; done; exit 1")
+	g.must("echo end | dd of=/dev/vdb bs=1M seek=31 conv=fsync 2>/dev/null")
+	largeSum := g.must("md5sum </dev/vdb")
+	larger, _ := r.both("larger")
+	for n, size := range []int64{2 * guest.DiskSize, 2 * foreignData} {
+		if s := api.MustSnapshot(t, larger[n]); s.Type != "IS_FULL" || s.VirtualSize != size {
+			t.Errorf("a point of a disk that grew: %+v", s)
+		}
+	}
+	if got := md5sum(t, r.content(larger[1])); !strings.HasPrefix(largeSum, got) {
+		t.Errorf("the point of the data disk that grew has the sum %s, the guest said %s", got, largeSum)
+	}
+
+	// A stopped domain stays stopped. What comes of a smaller point is zeros.
 	r.job(t, "instances/stop", map[string]any{"instances": r.instance})
 	r.wantStatus(t, r.instance, "stopped")
 	api.Apply(t, second...)
 	r.wantStatus(t, r.instance, "stopped")
 	stopped, _ := r.both("stopped")
-	if !bytes.Equal(r.content(stopped[1]), r.content(second[1])) {
+	if want := append(r.content(second[1]), make([]byte, foreignData)...); !bytes.Equal(r.content(stopped[1]), want) {
 		t.Error("the data disk of the stopped domain is not as it was rolled back")
 	}
 

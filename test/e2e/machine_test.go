@@ -198,6 +198,7 @@ func TestMachine(t *testing.T) {
 	g.must("mkfs.ext4 -q /dev/vdb && mkdir -p /tmp/b && mount /dev/vdb /tmp/b && echo data >/tmp/b/data && sync")
 	both := api.Create(t, "both", false, m, v)
 	g.must("echo two >/mnt/state; echo later >/tmp/b/data; sync")
+	r.job(t, "volumes/resize", map[string]any{"volumes": []string{v}, "size_bytes": 32 << 20})
 
 	// Rolled back: both at once, and the guest boots anew.
 	if j := api.Apply(t, append([]string{point}, both[1])...); j.Info != "" {
@@ -208,7 +209,7 @@ func TestMachine(t *testing.T) {
 	if strings.Split(after, "\n")[0] == strings.Split(before, "\n")[0] || !strings.HasSuffix(after, "one") {
 		t.Errorf("after the rollback the guest says %q, before %q", after, before)
 	}
-	if got := g.must("mkdir -p /tmp/b && mount /dev/vdb /tmp/b && cat /tmp/b/data && umount /tmp/b"); got != "data" {
+	if got := g.must("mkdir -p /tmp/b && mount /dev/vdb /tmp/b && cat /tmp/b/data && umount /tmp/b; cat /sys/block/vdb/size"); got != "data\n65536" {
 		t.Errorf("the volume holds %q", got)
 	}
 	r.job(t, "volumes/detach", map[string]any{"volumes": []string{v}})
