@@ -61,10 +61,11 @@ func NewServer(t testing.TB, bin, dir, logPath string, extra ...string) *Server 
 	s.tcp = newClient(s.BaseURL(), "")
 	s.unix = newClient("http://cairn.sock", s.Socket())
 	t.Cleanup(func() {
-		s.Kill(t)
 		if t.Failed() {
 			t.Logf("end of the server's log:\n%s", tail(logPath, 6000))
+			s.dump(t)
 		}
+		s.Kill(t)
 		_ = f.Close() // only a log
 	})
 	return s
@@ -141,6 +142,27 @@ func (s *Server) Kill(t TB) {
 	}
 	<-s.dead
 	s.gone()
+}
+
+// dump ends a server with SIGQUIT and logs what its goroutines were at.
+func (s *Server) dump(t testing.TB) {
+	if s.cmd == nil {
+		return
+	}
+	size := len(s.Log(t))
+	if err := s.cmd.Process.Signal(syscall.SIGQUIT); err != nil {
+		return // it has ended
+	}
+	timer := time.NewTimer(stopLimit)
+	defer timer.Stop()
+	select {
+	case <-s.dead:
+		s.gone()
+	case <-timer.C:
+	}
+	const most = 60000
+	stacks := s.Log(t)[size:]
+	t.Logf("its goroutines:\n%s", stacks[:min(most, len(stacks))])
 }
 
 // Stop is SIGTERM; a server that does not end cleanly fails the test.
