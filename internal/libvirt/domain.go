@@ -29,6 +29,8 @@ type Domain struct {
 	Memory     int64 // bytes
 	Disks      []Disk
 	Agent      bool // it has the channel of the guest agent
+	// AgentListens says that something in the guest has that channel open.
+	AgentListens bool
 }
 
 // Disk is one that a guest may write to. CD-ROMs and floppies are none.
@@ -188,7 +190,8 @@ type domainXML struct {
 	Disks    []diskXML `xml:"devices>disk"`
 	Channels []struct {
 		Target struct {
-			Name string `xml:"name,attr"`
+			Name  string `xml:"name,attr"`
+			State string `xml:"state,attr"`
 		} `xml:"target"`
 	} `xml:"devices>channel"`
 }
@@ -234,7 +237,9 @@ func parseDomain(text string) (Domain, error) {
 		return Domain{}, errs.New(errs.Unavailable, "libvirt's domain %s has %q processors and a memory of %d %s, which cannot be read", x.Name, x.VCPU, x.Memory.Value, x.Memory.Unit)
 	}
 	for _, c := range x.Channels {
-		d.Agent = d.Agent || c.Target.Name == "org.qemu.guest_agent.0"
+		if c.Target.Name == "org.qemu.guest_agent.0" {
+			d.Agent, d.AgentListens = true, c.Target.State == "connected"
+		}
 	}
 	for _, k := range x.Disks {
 		if k.Device == "cdrom" || k.Device == "floppy" {

@@ -20,6 +20,7 @@ import (
 type Driver struct {
 	daemon libvirt.Daemon
 	log    *slog.Logger
+	ending chan struct{}  // closed by Close
 	chores sync.WaitGroup // watchdogs that thaw
 }
 
@@ -30,11 +31,13 @@ func New(daemon libvirt.Daemon, log *slog.Logger) *Driver {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Driver{daemon: daemon, log: log}
+	return &Driver{daemon: daemon, log: log, ending: make(chan struct{})}
 }
 
-// Close waits until no guest is frozen any more.
+// Close waits until no guest is frozen any more, but not long for one that does
+// not hear.
 func (d *Driver) Close() error {
+	close(d.ending)
 	d.chores.Wait()
 	return nil
 }

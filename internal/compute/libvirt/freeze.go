@@ -12,8 +12,8 @@ import (
 	"cairn/internal/libvirt"
 )
 
-// thawLimit is how long it is tried to let a guest go on.
-const thawLimit = time.Minute
+// thawLimit is how long one try to let a guest go on may take.
+const thawLimit = 15 * time.Second
 
 // frozen is a guest at rest.
 type frozen struct {
@@ -22,8 +22,8 @@ type frozen struct {
 	timer *time.Timer
 
 	mu   sync.Mutex // guards what follows
-	done bool
-	err  error // of the thaw
+	over bool       // it was told to go on, or is until it does
+	err  error      // what is not known of the time until then
 }
 
 var _ compute.Frozen = (*frozen)(nil)
@@ -35,8 +35,11 @@ func (d *Driver) Freeze(ctx context.Context, id string, limit time.Duration) (co
 	if err != nil {
 		return nil, err
 	}
-	if !dom.Agent || !dom.Active {
+	switch {
+	case !dom.Active || !dom.Agent:
 		return nil, errs.New(errs.Unavailable, "domain %s is not running with the channel of a guest agent", dom.Name)
+	case !dom.AgentListens:
+		return nil, errs.New(errs.Unavailable, "the guest of domain %s has no agent that listens", dom.Name)
 	}
 	f := &frozen{d: d, dom: dom}
 	err = d.daemon.Do(ctx, func(l *rpc.Libvirt) error {
@@ -44,7 +47,7 @@ func (d *Driver) Freeze(ctx context.Context, id string, limit time.Duration) (co
 		return err
 	})
 	if err != nil {
-		d.chores.Go(f.giveUp)
+		d.chores.Go(f.insist)
 		return nil, errs.Wrap(errs.Unavailable, err, "the guest of domain %s cannot freeze its filesystems", dom.Name)
 	}
 	d.chores.Add(1)
@@ -55,34 +58,30 @@ func (d *Driver) Freeze(ctx context.Context, id string, limit time.Duration) (co
 	return f, nil
 }
 
-// Thaw lets the guest go on.
+// Thaw lets the guest go on. If it does not hear that, as while its machine is
+// paused, it is told again until it does.
 func (f *frozen) Thaw(ctx context.Context) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.done {
+	if f.over {
 		return f.err
 	}
 	if f.timer.Stop() {
 		f.d.chores.Done()
 	}
-	f.done = true
+	f.over = true
 	n, err := f.thaw(ctx)
-	if err != nil {
-		// Once more, on a connection that does not end with the caller.
-		_, again := f.thaw(context.WithoutCancel(ctx))
-		if again == nil {
-			f.d.log.Info("thawed a guest at the second attempt", "machine", f.dom.Name, "error", err)
-		}
-	}
-	f.err = err
-	if err == nil && n == 0 {
+	switch {
+	case err != nil:
+		f.err = errs.Wrap(errs.Unavailable, err, "the guest of domain %s does not hear that its filesystems may go on, and is told again", f.dom.Name)
+		f.d.chores.Go(f.insist)
+	case n == 0: // somebody else thawed it
 		f.err = errs.New(errs.Unavailable, "the guest of domain %s did not stay frozen", f.dom.Name)
 	}
 	return f.err
 }
 
-// thaw tells how many filesystems were frozen until now: none, if somebody else
-// thawed them.
+// thaw tells how many filesystems were frozen until now.
 func (f *frozen) thaw(ctx context.Context) (n int32, err error) {
 	ctx, cancel := context.WithTimeout(ctx, thawLimit)
 	defer cancel()
@@ -93,23 +92,28 @@ func (f *frozen) thaw(ctx context.Context) (n int32, err error) {
 	return n, err
 }
 
-// watchdog thaws a guest whose Thaw did not come in time, or that did not answer.
+// watchdog thaws a guest whose Thaw did not come in time.
 func (f *frozen) watchdog() {
 	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.done {
+	if f.over {
+		f.mu.Unlock()
 		return
 	}
-	f.done = true
-	_, err := f.thaw(context.Background())
-	f.err = errs.Wrap(errs.Unavailable, err, "the guest of domain %s was frozen for too long and has been thawed", f.dom.Name)
-	f.d.log.Warn("thawed a guest that was frozen for too long", "machine", f.dom.Name, "error", err)
+	f.d.log.Warn("a guest is at rest for too long, and goes on", "machine", f.dom.Name)
+	f.over = true
+	f.err = errs.New(errs.Unavailable, "the guest of domain %s was at rest for too long and was thawed by the watchdog", f.dom.Name)
+	f.mu.Unlock()
+	f.insist()
 }
 
-// giveUp tells a guest whose freeze failed to go on: it may be at it, or have
-// frozen some, or will when it gets to it. Nobody waits for that.
-func (f *frozen) giveUp() {
-	if n, err := f.thaw(context.Background()); err != nil || n > 0 {
-		f.d.log.Info("a guest that was not frozen was told to go on", "machine", f.dom.Name, "filesystems", n, "error", err)
-	}
+// insist thaws a guest that may be at rest: also one whose freeze failed, which
+// may be at it still, or have frozen some.
+func (f *frozen) insist() {
+	compute.Insist(f.d.log, f.dom.Name, f.d.ending, func(ctx context.Context) (gone bool, err error) {
+		if _, err = f.thaw(ctx); err == nil {
+			return false, nil
+		}
+		now, found := f.d.daemon.Find(ctx, f.dom.InstanceID())
+		return errs.Is(found, errs.NotFound) || found == nil && !now.Active, err
+	})
 }

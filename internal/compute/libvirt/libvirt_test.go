@@ -272,6 +272,19 @@ func TestGuest(t *testing.T) {
 	}))
 	refused(t, f.Thaw(ctx), errs.Unavailable, "did not stay frozen")
 
+	// A machine that is paused cannot hear; when it goes on, so does its guest,
+	// whether the watchdog was at it or its Thaw.
+	for _, limit := range []time.Duration{200 * time.Millisecond, time.Minute} {
+		f = freeze(limit)
+		ok(t, r.Do(ctx, func(l *rpc.Libvirt) error { return l.DomainSuspend(r.dom) }))
+		if limit < time.Second {
+			time.Sleep(2 * limit)
+		}
+		refused(t, f.Thaw(ctx), errs.Unavailable, "web")
+		ok(t, r.Do(ctx, func(l *rpc.Libvirt) error { return l.DomainResume(r.dom) }))
+		must("for i in $(seq 100); do sync && echo z >/mnt/z && exit 0; done; exit 1")
+	}
+
 	stopped, err := r.d.Stop(ctx, r.id, 2*time.Minute)
 	ok(t, err)
 	if stopped.Forced {

@@ -7,14 +7,15 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"cairn/internal/compute"
 	"cairn/internal/errs"
 	"cairn/internal/qmp"
 )
 
-// thawLimit is how long the watchdog tries to reach an agent whose guest must go
-// on.
-const thawLimit = time.Minute
+// thawLimit is how long one try to let a guest go on may take.
+const thawLimit = 15 * time.Second
 
 // channelLimit is how long a monitor may take to tell whether there is an agent.
 const channelLimit = 500 * time.Millisecond
@@ -28,8 +29,8 @@ type frozen struct {
 	timer *time.Timer
 
 	mu    sync.Mutex // guards what follows
-	agent *qmp.Agent // nil: thawed
-	err   error      // of the thaw
+	agent *qmp.Agent // nil: thawed, or told to until it is
+	err   error      // what is not known of the time until then
 }
 
 var _ compute.Frozen = (*frozen)(nil)
@@ -83,29 +84,33 @@ func (d *Driver) Freeze(ctx context.Context, id string, limit time.Duration) (co
 	if err := a.Do(ctx, "guest-fsfreeze-freeze", nil, &filesystems); err != nil {
 		// It may be at it, or have frozen some, or will when it gets to it: it must
 		// be told to end that, and nobody shall wait for it.
-		d.chores.Go(f.watchdog)
+		d.chores.Go(func() {
+			if err := a.Close(); err != nil {
+				d.log.Info("the connection to a guest's agent ended badly", "machine", id, "error", err)
+			}
+			f.insist()
+		})
 		return nil, errs.Wrap(errs.Unavailable, err, "the guest of %s cannot freeze its filesystems", id)
 	}
-	f.timer = time.AfterFunc(limit, f.watchdog)
+	d.chores.Add(1)
+	f.timer = time.AfterFunc(limit, func() {
+		defer d.chores.Done()
+		f.watchdog()
+	})
 	return f, nil
 }
 
-// Thaw lets the guest go on.
+// Thaw lets the guest go on. If it does not hear that, it is told again until it
+// does.
 func (f *frozen) Thaw(ctx context.Context) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.agent == nil {
 		return f.err
 	}
-	if !f.timer.Stop() {
-		f.err = errs.New(errs.Unavailable, "the guest of %s was thawed by the watchdog", f.id)
+	if f.timer.Stop() {
+		f.d.chores.Done()
 	}
-	f.err = errors.Join(f.err, f.thaw(ctx))
-	return f.err
-}
-
-// thaw runs once; mu is held, or nobody else knows f.
-func (f *frozen) thaw(ctx context.Context) error {
 	a := f.agent
 	f.agent = nil
 	// An agent that says it is thawed already was thawed by somebody else, or
@@ -116,38 +121,40 @@ func (f *frozen) thaw(ctx context.Context) error {
 		err = errs.New(errs.Unavailable, "the guest of %s did not stay frozen", f.id)
 	}
 	thawed := a.Do(ctx, "guest-fsfreeze-thaw", nil, nil)
-	closed := a.Close()
 	if thawed != nil {
-		thawed = errors.Join(thawed, f.thawAnew(context.WithoutCancel(ctx)))
+		thawed = errs.Wrap(errs.Unavailable, thawed, "the guest of %s does not hear that its filesystems may go on, and is told again", f.id)
+		f.d.chores.Go(f.insist)
 	}
-	return errors.Join(err, thawed, closed)
-}
-
-// thawAnew does it on another connection, after one that is of no more use.
-func (f *frozen) thawAnew(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, thawLimit)
-	defer cancel()
-	if f.agent != nil {
-		if err := f.agent.Close(); err != nil {
-			return err
-		}
-		f.agent = nil
-	}
-	a, err := f.m.agent(ctx)
-	if err != nil {
-		return err
-	}
-	return errors.Join(a.Do(ctx, "guest-fsfreeze-thaw", nil, nil), a.Close())
+	f.err = errors.Join(err, thawed, a.Close())
+	return f.err
 }
 
 // watchdog thaws a guest whose Thaw did not come in time.
 func (f *frozen) watchdog() {
 	f.mu.Lock()
-	defer f.mu.Unlock()
 	if f.agent == nil {
+		f.mu.Unlock()
 		return
 	}
-	err := f.thawAnew(context.Background())
-	f.err = errs.Wrap(errs.Unavailable, err, "the guest of %s was frozen for too long and has been thawed", f.id)
-	f.d.log.Warn("thawed a guest that was frozen for too long", "machine", f.id, "error", err)
+	f.d.log.Warn("a guest is at rest for too long, and goes on", "machine", f.id)
+	f.err = errs.New(errs.Unavailable, "the guest of %s was at rest for too long and was thawed by the watchdog", f.id)
+	// Another connection: this one may be of no more use.
+	f.err = errors.Join(f.err, f.agent.Close())
+	f.agent = nil
+	f.mu.Unlock()
+	f.insist()
+}
+
+// insist thaws a guest on connections of its own.
+func (f *frozen) insist() {
+	compute.Insist(f.d.log, f.id, f.d.ending, func(ctx context.Context) (gone bool, err error) {
+		ctx, cancel := context.WithTimeout(ctx, thawLimit)
+		defer cancel()
+		a, err := f.m.agent(ctx)
+		if err != nil {
+			// Nobody listens where QEMU does.
+			return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED), err
+		}
+		return false, errors.Join(a.Do(ctx, "guest-fsfreeze-thaw", nil, nil), a.Close())
+	})
 }

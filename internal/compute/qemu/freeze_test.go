@@ -26,6 +26,7 @@ type guestAgent struct {
 	frozen  bool
 	refuses bool // to freeze
 	silent  bool // hears a freeze, does it, and does not say so
+	deaf    int  // so many times it does not do what a thaw asks
 	asked   []string
 }
 
@@ -52,6 +53,10 @@ func (a *guestAgent) answer(command string, args json.RawMessage) string {
 	case "guest-fsfreeze-status":
 		return fmt.Sprintf(`{"return": %q}`, map[bool]string{true: "frozen", false: "thawed"}[a.frozen])
 	case "guest-fsfreeze-thaw":
+		if a.deaf > 0 {
+			a.deaf--
+			return `{"error": {"class": "GenericError", "desc": "not now"}}`
+		}
 		a.frozen = false
 		return `{"return": 2}`
 	}
@@ -178,6 +183,34 @@ func TestFreezeForTooLong(t *testing.T) {
 	eventually(t, "the watchdog thaws it", func() bool { return !a.isFrozen() })
 	if err := f.Thaw(t.Context()); !errs.Is(err, errs.Unavailable) {
 		t.Errorf("Thaw: %v", err)
+	}
+}
+
+// A guest that does not hear that it may go on is told until it does, and whoever
+// thawed it is not kept waiting.
+func TestThawIsInsistedOn(t *testing.T) {
+	for name, limit := range map[string]time.Duration{"thaw": time.Hour, "watchdog": 10 * time.Millisecond} {
+		t.Run(name, func(t *testing.T) {
+			a := &guestAgent{deaf: 3}
+			d := withAgent(t, a)
+			f, err := d.Freeze(t.Context(), "ins-A", limit)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if name == "watchdog" {
+				eventually(t, "the watchdog is at it", func() bool {
+					a.mu.Lock()
+					defer a.mu.Unlock()
+					return slices.Contains(a.asked, "thaw")
+				})
+			}
+			for range 2 {
+				if err := f.Thaw(t.Context()); !errs.Is(err, errs.Unavailable) {
+					t.Errorf("Thaw: %v", err)
+				}
+			}
+			eventually(t, "it goes on", func() bool { return !a.isFrozen() })
+		})
 	}
 }
 
