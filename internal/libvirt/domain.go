@@ -132,6 +132,19 @@ func nameShared(all []Domain) {
 	}
 }
 
+// Defined is a domain as its next start will make it.
+func (d Daemon) Defined(ctx context.Context, dom Domain) (next Domain, err error) {
+	err = d.Do(ctx, func(l *rpc.Libvirt) error {
+		text, err := l.DomainGetXMLDesc(dom.Handle(), rpc.DomainXMLInactive)
+		if err != nil {
+			return err
+		}
+		next, err = parseDomain(text)
+		return err
+	})
+	return next, err
+}
+
 // describe asks for one domain as it is now.
 func describe(l *rpc.Libvirt, one rpc.Domain) (Domain, error) {
 	state, _, err := l.DomainGetState(one, 0)

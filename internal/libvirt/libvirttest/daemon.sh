@@ -1,6 +1,7 @@
-# daemon.sh DIR: run virtlogd and libvirtd as the first process of mount and pid
+# daemon.sh DIR NAMESPACES: run virtlogd and libvirtd as the first process of mount and pid
 # namespaces of their own, until stdin ends. It takes the place of init: libvirt
-# waits for processes whose parent is gone to be reaped.
+# waits for processes whose parent is gone to be reaped. NAMESPACES are those that
+# QEMU gets of its own, as qemu.conf has them.
 set -eu
 dir=$1
 mkdir -p "$dir"/{run,lib,etc,log,cache}
@@ -18,7 +19,7 @@ cat >/etc/libvirt/qemu.conf <<-END
 	user = "root"
 	group = "root"
 	security_driver = "none"
-	namespaces = []
+	namespaces = [$2]
 	cgroup_controllers = []
 END
 # Its own user is looked up, although the machines here run as root.

@@ -24,6 +24,7 @@ var script string
 type Daemon struct {
 	URI string // as libvirt.Parse takes it
 	libvirt.Daemon
+	socket string
 }
 
 // startTime is how long the daemon may take to answer; it asks QEMU what it can
@@ -33,6 +34,18 @@ const startTime = 2 * time.Minute
 // Start runs a daemon until the test's end. It skips, and says why, where there
 // is none or nobody may make namespaces.
 func Start(t *testing.T) Daemon {
+	t.Helper()
+	return start(t, "")
+}
+
+// StartIsolated is Start of a daemon that gives each QEMU a /dev of its own, as
+// libvirt does by itself.
+func StartIsolated(t *testing.T) Daemon {
+	t.Helper()
+	return start(t, `"mount"`)
+}
+
+func start(t *testing.T, qemuNamespaces string) Daemon {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("a libvirt daemon of its own needs root, for namespaces")
@@ -60,7 +73,7 @@ func Start(t *testing.T) Daemon {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(context.Background(), "unshare", append(namespaces, "bash", "-c", script, "daemon.sh", dir)...)
+	cmd := exec.CommandContext(context.Background(), "unshare", append(namespaces, "bash", "-c", script, "daemon.sh", dir, qemuNamespaces)...)
 	cmd.Stdout, cmd.Stderr = log, log
 	stdin, err := cmd.StdinPipe() // the namespace ends with it, also if this process is killed
 	if err != nil {
@@ -85,7 +98,8 @@ func Start(t *testing.T) Daemon {
 			t.Logf("the daemon said:\n%s", said)
 		}
 	})
-	d := Daemon{URI: "qemu:///system?socket=" + filepath.Join(dir, "run", "libvirt-sock")}
+	d := Daemon{socket: filepath.Join(dir, "run", "libvirt-sock")}
+	d.URI = "qemu:///system?socket=" + d.socket
 	if d.Daemon, err = libvirt.Parse(d.URI); err != nil {
 		t.Fatal(err)
 	}

@@ -2,6 +2,8 @@ package virtvolume
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/base32"
 	"encoding/xml"
 	"errors"
 	"os"
@@ -10,7 +12,7 @@ import (
 	"time"
 
 	rpc "github.com/digitalocean/go-libvirt"
-	"golang.org/x/sys/unix"
+	"github.com/google/uuid"
 
 	"cairn/internal/errs"
 	"cairn/internal/libvirt"
@@ -23,12 +25,14 @@ import (
 // Of a domain that is stopped it is a qemu-nbd for each disk, and nobody writes.
 type backup struct {
 	d       *Driver
+	in      *instant
 	dom     libvirt.Domain
 	dir     string // of its socket and scratch files
 	mark    string // the checkpoint that begins with it
 	sources []*source
 	marked  bool // the checkpoint was made
 	begun   bool
+	paused  bool // by us, and not yet told to go on
 }
 
 const (
@@ -37,21 +41,17 @@ const (
 	// socketRest is of that what comes after the driver's folder:
 	// /holds/, 8 of a hold's, / and 22 of a domain's, and /sdzz.nbd.
 	socketRest = 7 + 8 + 1 + 22 + 9
-	// freeFloor bytes of the disk stay free: what QEMU cannot keep for a point it
-	// does not let the guest write.
-	freeFloor = 1 << 30
 	// callLimit is for what must not be given up halfway: libvirt itself waits half
 	// a minute for a machine that somebody else changes.
 	callLimit = time.Minute
 )
 
 // prefix begins the paths of all disks of the machine.
-func (b *backup) prefix() string { return libvirt.DiskScheme + b.dom.UUID.String() + "/" }
+func (b *backup) prefix() string { return prefixOf(b.dom.UUID) }
+
+func prefixOf(id uuid.UUID) string { return libvirt.DiskScheme + id.String() + "/" }
 
 func (b *backup) socket() string { return filepath.Join(b.dir, "nbd") }
-
-// qcow2 can have dirty bitmaps that outlive their machine; raw cannot.
-func tracked(k libvirt.Disk) bool { return k.Format == "qcow2" }
 
 type (
 	backupXML struct {
@@ -122,8 +122,6 @@ func (b *backup) descriptions() (backup, checkpoint string, err error) {
 	return string(bx), string(cx), err
 }
 
-func (b *backup) scratch(target string) string { return filepath.Join(b.dir, target+".scratch") }
-
 // source is the one of a disk; nil: it is not wanted.
 func (b *backup) source(target string) *source {
 	for _, s := range b.sources {
@@ -169,6 +167,7 @@ func (b *backup) serve(ctx context.Context) error {
 		if err := b.d.dropBitmaps(ctx, k, keep); err != nil { // of jobs that were cut
 			return err
 		}
+		s.disk = k
 		if s.print, err = printOf(k.Path); err != nil {
 			return errs.Wrap(errs.Unavailable, err, "volume %s: its disk %s cannot be found; see the server's log", s.at.id, s.at.target)
 		}
@@ -249,7 +248,7 @@ func (d *Driver) backupOf(ctx context.Context, dom libvirt.Domain) (text string,
 // end stops the backup. The checkpoint stays, unless forget: then changes since
 // count to the one before. If it fails the folder stays, for Drop to try again.
 func (b *backup) end(ctx context.Context, forget bool) error {
-	var err error
+	err := b.resume(ctx)
 	for _, s := range b.sources {
 		if s.srv != nil {
 			err = errors.Join(err, s.srv.close())
@@ -267,17 +266,6 @@ func (b *backup) end(ctx context.Context, forget bool) error {
 		return err
 	}
 	return os.RemoveAll(b.dir)
-}
-
-// used is how many bytes its scratch takes.
-func (b *backup) used() (n int64) {
-	for _, s := range b.sources {
-		var st unix.Stat_t
-		if unix.Stat(b.scratch(s.at.target), &st) == nil {
-			n += st.Blocks * 512
-		}
-	}
-	return n
 }
 
 // abortWait is how long a machine may take to end a backup that it was told to.
@@ -346,3 +334,10 @@ func (d *Driver) dropMarks(ctx context.Context, dom libvirt.Domain, keep map[str
 
 // markPrefix begins the names of all checkpoints that are this driver's.
 func (d *Driver) markPrefix() string { return "cairn-" + d.tag + "-" }
+
+// mark is the name of the checkpoint of a domain in a hold: no other domain's
+// files have bitmaps of that name.
+func (d *Driver) mark(hold string, id uuid.UUID) string {
+	sum := sha256.Sum256(append(id[:], hold...))
+	return d.markPrefix() + strings.ToLower(base32.StdEncoding.EncodeToString(sum[:15]))
+}

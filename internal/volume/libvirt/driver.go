@@ -79,7 +79,11 @@ func New(c Config) (*Driver, error) {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	for _, dir := range []string{c.Dir, filepath.Join(c.Dir, "records"), filepath.Join(c.Dir, "holds")} {
+	// Servers of disks that were being overwritten ended with their process.
+	if err := os.RemoveAll(filepath.Join(c.Dir, "targets")); err != nil {
+		return nil, err
+	}
+	for _, dir := range []string{c.Dir, filepath.Join(c.Dir, "records"), filepath.Join(c.Dir, "holds"), filepath.Join(c.Dir, "targets")} {
 		if err := os.MkdirAll(dir, 0o711); err != nil {
 			return nil, fmt.Errorf("make the folder of libvirt's volumes: %w", err)
 		}
@@ -191,7 +195,8 @@ func notOurs(s volume.Spec, what string) error {
 	return errs.New(errs.Conflict, "volume %s is a disk of a machine of libvirt's, and is never %s by this server", s.ID, what)
 }
 
-// Size asks libvirt.
+// Size asks libvirt. A disk that is smaller than at its last point loses what
+// tells of changes since: it may be larger again before the next one.
 func (d *Driver) Size(ctx context.Context, s volume.Spec) (int64, error) {
 	p, err := locate(s)
 	if err != nil {
@@ -209,7 +214,63 @@ func (d *Driver) Size(ctx context.Context, s volume.Spec) (int64, error) {
 		_, size, _, err = l.DomainGetBlockInfo(dom.Handle(), p.target, 0)
 		return err
 	})
+	if err == nil {
+		err = d.noteSize(ctx, p, int64(size))
+	}
 	return int64(size), err
+}
+
+// noteSize gives up the record of a disk that has shrunk. While somebody has the
+// domain it waits for the next look.
+func (d *Driver) noteSize(ctx context.Context, p place, size int64) error {
+	r, err := d.readRecord(p.id)
+	if err != nil || r.Mark == "" || r.Size <= size {
+		return err
+	}
+	if taken, err := d.claims.take(ctx, p.domain, tidying, p.id, false); err != nil || !taken {
+		return err
+	}
+	defer d.claims.release(tidying, p.id)
+	if r, err = d.readRecord(p.id); err != nil || r.Size <= size {
+		return err
+	}
+	return d.writeRecord(p.id, record{})
+}
+
+// Forget removes what this driver has made in a disk's domain, and what it knows
+// of the disk. What libvirt does not remove now the next point of any of its
+// disks does.
+func (d *Driver) Forget(ctx context.Context, s volume.Spec) error {
+	p, err := locate(s)
+	if err != nil {
+		return err
+	}
+	if err := os.Remove(d.recordPath(p.id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	dom, err := d.domain(ctx, p)
+	if errs.Is(err, errs.NotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := d.claim(ctx, dom, tidying, p.id); err != nil {
+		return err
+	}
+	defer d.claims.release(tidying, p.id)
+	keep, err := d.marksOf(prefixOf(p.domain))
+	if err != nil {
+		return err
+	}
+	if err := d.dropMarks(ctx, dom, keep); err != nil {
+		return err
+	}
+	k, err := p.disk(dom)
+	if err != nil || dom.Active {
+		return nil // nothing of ours is in it, or libvirt has removed it
+	}
+	return d.dropBitmaps(ctx, k, keep)
 }
 
 // domain finds the machine of a place.

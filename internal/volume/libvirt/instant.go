@@ -8,11 +8,8 @@ import (
 	"sync"
 	"time"
 
-	rpc "github.com/digitalocean/go-libvirt"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
-	"cairn/internal/durable"
 	"cairn/internal/errs"
 	"cairn/internal/libvirt"
 	"cairn/internal/volume"
@@ -53,7 +50,9 @@ func (d *Driver) Freeze(ctx context.Context, hold string, specs []volume.Spec, w
 	in.over, in.fail = context.WithCancelCause(context.Background())
 	err := in.freeze(ctx, specs, within)
 	if err != nil {
-		err = errors.Join(err, in.free(context.WithoutCancel(ctx), true))
+		ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), callLimit)
+		err = errors.Join(err, in.free(ending, true))
+		cancel()
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -66,14 +65,13 @@ func (d *Driver) Freeze(ctx context.Context, hold string, specs []volume.Spec, w
 	return in, nil
 }
 
-func (in *instant) freeze(ctx context.Context, specs []volume.Spec, within func(context.Context) error) error {
+func (in *instant) freeze(ctx context.Context, specs []volume.Spec, within func(context.Context) error) (err error) {
 	if err := in.gather(ctx, specs); err != nil {
 		return err
 	}
 	if within != nil || len(in.backups) > 1 {
-		resume, err := in.pause(ctx)
-		defer resume()
-		if err != nil {
+		defer func() { err = errors.Join(err, in.resume(ctx)) }()
+		if err := in.pause(ctx); err != nil {
 			return err
 		}
 	}
@@ -116,7 +114,7 @@ func (in *instant) gather(ctx context.Context, specs []volume.Spec) error {
 		if err != nil {
 			return err
 		}
-		s := &source{at: p, b: b}
+		s := &source{at: p, b: b, file: identify(k.Path)}
 		if b.source(p.target) != nil {
 			return errs.New(errs.Internal, "hold %s names volume %s twice", in.hold, p.id)
 		}
@@ -125,7 +123,9 @@ func (in *instant) gather(ctx context.Context, specs []volume.Spec) error {
 				return err
 			}
 		}
-		if s.since.Path != spec.Path {
+		// In another file the bitmap of that name tells of another disk, or of
+		// another time.
+		if s.since.Path != spec.Path || s.since.File == "" || s.since.File != s.file {
 			s.since = record{}
 		}
 		b.sources = append(b.sources, s)
@@ -146,17 +146,20 @@ func (in *instant) backupOf(ctx context.Context, all []libvirt.Domain, p place) 
 	if err != nil {
 		return nil, err
 	}
-	b := &backup{d: d, dom: dom, dir: filepath.Join(d.holdDir(in.hold), domainDir(dom.UUID)), mark: d.markPrefix() + in.hold}
+	b := &backup{d: d, in: in, dom: dom, dir: filepath.Join(d.holdDir(in.hold), domainDir(dom.UUID)), mark: d.mark(in.hold, dom.UUID)}
 	if err := d.claim(ctx, dom, in.hold, ""); err != nil {
 		return nil, err
 	}
 	in.backups = append(in.backups, b)
+	if err := d.endLeft(ctx, dom.UUID, b.dir); err != nil {
+		return nil, err
+	}
 	// libvirt would wait for another's to end, half a minute.
 	switch text, err := d.backupOf(ctx, dom); {
 	case err != nil:
 		return nil, err
 	case text != "":
-		return nil, errs.New(errs.Busy, "domain %s has a backup already, of a job that was cut or somebody else's; try again, or end it (virsh domjobabort)", dom.Name)
+		return nil, errs.New(errs.Busy, "domain %s has a backup already, which somebody else makes; try again when that has ended, or end it (virsh domjobabort)", dom.Name)
 	}
 	keep, err := d.marksOf(b.prefix())
 	if err != nil {
@@ -165,104 +168,11 @@ func (in *instant) backupOf(ctx context.Context, all []libvirt.Domain, p place) 
 	if err := d.dropMarks(ctx, dom, keep); err != nil { // of jobs that were cut
 		return nil, err
 	}
-	// QEMU's own user makes its socket there.
+	// QEMU's own user makes its socket there, and removes nobody else's.
 	if err := os.MkdirAll(b.dir, 0o711); err != nil {
 		return nil, err
 	}
-	return b, os.Chmod(b.dir, 0o733)
-}
-
-// pausedNote is in the folder of a machine that is paused by us.
-const pausedNote = "paused"
-
-// pause stops the processors of all machines that run. resume lets them go on.
-func (in *instant) pause(ctx context.Context) (resume func(), err error) {
-	var paused []*backup
-	resume = func() {
-		for _, b := range paused {
-			if err := in.d.resume(context.WithoutCancel(ctx), b.dom, b.dir); err != nil {
-				in.d.log.Error("a machine that was paused for a snapshot does not go on; resume it (virsh resume)", "machine", b.dom.Name, "error", err)
-			}
-		}
-	}
-	for _, b := range in.backups {
-		if b.dom.State != rpc.DomainRunning && b.dom.State != rpc.DomainBlocked {
-			continue
-		}
-		if err := durable.Write(filepath.Join(b.dir, pausedNote), nil); err != nil {
-			return resume, err
-		}
-		paused = append(paused, b)
-		if err := in.d.suspend(ctx, b.dom); err != nil {
-			return resume, err
-		}
-	}
-	return resume, nil
-}
-
-// suspend is not given up with ctx: the machine could be paused after resume has
-// looked.
-func (d *Driver) suspend(ctx context.Context, dom libvirt.Domain) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callLimit)
-	defer cancel()
-	return d.cfg.Daemon.Do(ctx, func(l *rpc.Libvirt) error { return l.DomainSuspend(dom.Handle()) })
-}
-
-func (d *Driver) resume(ctx context.Context, dom libvirt.Domain, dir string) error {
-	err := d.cfg.Daemon.Do(ctx, func(l *rpc.Libvirt) error {
-		state, _, err := l.DomainGetState(dom.Handle(), 0)
-		if err != nil || rpc.DomainState(state) != rpc.DomainPaused {
-			return err
-		}
-		return l.DomainResume(dom.Handle())
-	})
-	if err != nil && !errs.Is(err, errs.NotFound) {
-		return err
-	}
-	return os.RemoveAll(filepath.Join(dir, pausedNote))
-}
-
-// watchEvery is how often the room that scratch takes is looked at.
-const watchEvery = 200 * time.Millisecond
-
-// watch gives the instant up before its scratch takes more than it may: a guest
-// whose overwritten data QEMU cannot keep would not be let write.
-func (in *instant) watch() {
-	tick := time.NewTicker(watchEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-in.over.Done():
-			return
-		case <-tick.C:
-		}
-		if err := in.room(); err != nil {
-			in.fail(err)
-			for _, b := range in.backups {
-				if err := in.d.abort(context.Background(), b.dom, b.dir); err != nil {
-					in.d.log.Error("a backup whose scratch is full cannot be ended", "machine", b.dom.Name, "error", err)
-				}
-			}
-			return
-		}
-	}
-}
-
-// room fails if scratch takes too much. Each instant may take all there is: two
-// of them are ended later than one.
-func (in *instant) room() error {
-	var used int64
-	for _, b := range in.backups {
-		used += b.used()
-	}
-	if used > in.d.cfg.ScratchBytes {
-		return errs.New(errs.Full, "domain %s: so much was overwritten during the snapshot that the scratch space of %d MiB is full, and the snapshot is given up; take it when less is written, or raise --scratch", in.backups[0].dom.Name, in.d.cfg.ScratchBytes>>20)
-	}
-	var st unix.Statfs_t
-	if err := unix.Statfs(in.d.cfg.Dir, &st); err == nil && used > 0 && int64(st.Bavail)*st.Bsize < freeFloor {
-		return errs.New(errs.Full, "domain %s: the server's disk is nearly full, so what is overwritten during the snapshot cannot be kept, and the snapshot is given up; free some space and try again", in.backups[0].dom.Name)
-	}
-	return nil
+	return b, os.Chmod(b.dir, 0o733|os.ModeSticky)
 }
 
 func (in *instant) Time() time.Time { return in.at }
@@ -348,61 +258,15 @@ func (in *instant) dropOldMarks(ctx context.Context) (all error) {
 			err = in.d.dropMarks(ctx, b.dom, keep)
 		}
 		all = errors.Join(all, err)
-	}
-	return all
-}
-
-// Drop lets go of a hold, also of one that an earlier process left.
-func (d *Driver) Drop(ctx context.Context, hold string) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	d.mu.Lock()
-	in, taken := d.held[hold]
-	d.mu.Unlock()
-	switch {
-	case taken && in == nil:
-		return errs.New(errs.Busy, "an instant is being made under hold %s; please try later", hold)
-	case taken:
-		return in.Close()
-	case !plainName(hold):
-		return nil
-	}
-	d.claims.release(hold, "")
-	return d.dropLeft(ctx, hold)
-}
-
-// dropLeft ends what an earlier process began under a hold.
-func (d *Driver) dropLeft(ctx context.Context, hold string) error {
-	dir := d.holdDir(hold)
-	left, err := os.ReadDir(dir)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	for _, e := range left {
-		id, ok := domainOf(e.Name())
-		if !ok {
-			continue
-		}
-		dom, at := libvirt.Domain{UUID: id}, filepath.Join(dir, e.Name())
-		if err := d.abort(ctx, dom, at); err != nil {
-			return err
-		}
-		if _, err := os.Stat(filepath.Join(at, pausedNote)); err == nil {
-			if err := d.resume(ctx, dom, at); err != nil {
-				return err
+		for _, s := range b.sources {
+			if s.srv == nil || err != nil {
+				continue
+			}
+			// The machine may have been started since, and have the file.
+			if err := in.d.dropBitmaps(ctx, s.disk, keep); err != nil {
+				in.d.log.Info("a bitmap that tells nothing any more stays in a disk until its machine is stopped again", "volume", s.at.id, "error", err)
 			}
 		}
-		keep, err := d.marksOf(libvirt.DiskScheme + id.String() + "/")
-		if err == nil && !keep[d.markPrefix()+hold] {
-			err = d.dropMark(ctx, dom, d.markPrefix()+hold)
-		}
-		if err != nil {
-			return err
-		}
 	}
-	return os.RemoveAll(dir)
+	return all
 }

@@ -18,6 +18,8 @@ import (
 // none: then everything is read.
 type record struct {
 	Path       string            `json:"path"`
+	File       string            `json:"file"`       // which file was there
+	Size       int64             `json:"size"`       // bytes
 	Checkpoint volume.Checkpoint `json:"checkpoint"` // of the point
 	Mark       string            `json:"mark"`       // libvirt's checkpoint of the same moment
 	Audit      int64             `json:"audit"`      // where the next audit begins

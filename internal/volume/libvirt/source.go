@@ -8,6 +8,7 @@ import (
 
 	"cairn/internal/errs"
 	"cairn/internal/extent"
+	"cairn/internal/libvirt"
 	"cairn/internal/nbd"
 	"cairn/internal/volume"
 )
@@ -17,9 +18,11 @@ type source struct {
 	at     place
 	b      *backup
 	client *nbd.Client
-	srv    *server // of a stopped machine; else nil
-	print  print   // of its file, when it was opened
-	since  record  // Mark "": changes are not known
+	srv    *server      // of a stopped machine; else nil
+	disk   libvirt.Disk // of a stopped machine
+	print  print        // of its file, when it was opened
+	file   string       // which file it is; "": unknown
+	since  record       // Mark "": changes are not known
 	data   *nbd.StatusMap
 	dirty  *nbd.StatusMap // nil: changes are not known
 	audit  int64          // where the next point's audit begins
@@ -80,6 +83,9 @@ func (s *source) failure(ctx context.Context, doing string, err error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
+	if why := s.b.in.why(); why != nil {
+		return errors.Join(why, err)
+	}
 	return errs.Wrap(errs.Unavailable, err, "volume %s: domain %s failed to %s its disk %s; if the machine was stopped meanwhile take the snapshot again", s.at.id, s.b.dom.Name, doing, s.at.target)
 }
 
@@ -109,8 +115,13 @@ func (s *source) Changed(ctx context.Context, base volume.Checkpoint, off int64)
 	return s.dirty.Next(ctx, off, nbd.IsDirty)
 }
 
-// auditBytes of what is called unchanged each point reads all the same.
-const auditBytes = 8 << 20
+const (
+	// auditBytes of what is called unchanged each point reads all the same.
+	auditBytes = 8 << 20
+	// auditTail bytes at the end always are, if only zeros: a disk that was made
+	// smaller and larger again has lost them, and no bitmap tells of that.
+	auditTail = 64 << 10
+)
 
 // Audit goes round the disk: what one point looks at begins where the last one
 // ended.
@@ -129,7 +140,21 @@ func (s *source) Audit(ctx context.Context, base volume.Checkpoint) ([]extent.Ra
 		out = append(out, more...)
 	}
 	s.audit = off
-	return extent.Normalize(out), err
+	if err != nil {
+		return nil, err
+	}
+	tail := max(0, s.Size()-auditTail)
+	changed, err := s.Changed(ctx, base, tail)
+	switch {
+	case errors.Is(err, io.EOF):
+		changed.Off = s.Size()
+	case err != nil:
+		return nil, err
+	}
+	if changed.Off > tail {
+		out = append(out, extent.Range{Off: tail, Len: min(changed.Off, s.Size()) - tail})
+	}
+	return extent.Normalize(out), nil
 }
 
 // clean lists data of [off, end) that is called unchanged, at most budget bytes,
@@ -165,15 +190,11 @@ func (s *source) clean(ctx context.Context, base volume.Checkpoint, off, end, bu
 
 // settled is what the next point can build on.
 func (s *source) settled(checkpoint volume.Checkpoint) record {
-	r := record{Path: s.b.prefix() + s.at.target, Checkpoint: checkpoint, Audit: s.audit}
-	switch k, err := s.at.disk(s.b.dom); {
-	case err != nil || !tracked(k):
-	case s.b.marked:
+	r := record{Path: s.b.prefix() + s.at.target, File: s.file, Size: s.Size(), Checkpoint: checkpoint, Audit: s.audit}
+	// Of a stopped machine's disk there is none: no bitmap can begin now, and the
+	// one before tells only since then if the file is never put back.
+	if k, err := s.at.disk(s.b.dom); err == nil && tracked(k) && s.b.marked {
 		r.Mark = s.b.mark
-	case s.srv != nil:
-		// No bitmap can begin now, but what changes from now on has changed since
-		// the one before, too.
-		r.Mark = s.since.Mark
 	}
 	return r
 }

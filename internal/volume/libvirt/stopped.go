@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"time"
 
@@ -26,26 +27,39 @@ type server struct {
 // serveWait is how long a qemu-nbd may take to listen.
 const serveWait = 20 * time.Second
 
-// serve opens a disk by its file. QEMU's locks keep its machine from starting
-// while it is writable. errs.Busy: somebody has the file open for writing.
+// serve opens a disk by its file. QEMU's locks keep the machine of a file, not of
+// a device, from starting while it is writable; one that is only read keeps nobody
+// from anything. errs.Busy: somebody else has the file open that is to be written.
 func (d *Driver) serve(ctx context.Context, p place, k libvirt.Disk, dir string, writable bool) (*server, error) {
 	socket := filepath.Join(dir, k.Target+".nbd")
 	// Never a shell, and a path that begins with - or holds a colon is one.
-	args := []string{"--socket=" + socket, "--shared=4", "--format=" + k.Format, "--discard=unmap", "--cache=writeback", "--export-name=" + k.Target}
-	if !writable {
-		args = append(args, "--read-only")
+	args := []string{"--socket=" + socket, "--shared=4", "--discard=unmap", "--cache=writeback", "--export-name=" + k.Target}
+	if writable {
+		args = append(args, "--format="+k.Format, "--", fileName(k.Path))
+	} else {
+		args = append(args, "--read-only", "--image-opts", sharedOptions(k))
 	}
-	cmd := exec.CommandContext(context.WithoutCancel(ctx), "qemu-nbd", append(args, "--", fileName(k.Path))...)
+	cmd := exec.CommandContext(context.WithoutCancel(ctx), "qemu-nbd", args...)
+	// Until somebody connects it would outlive this process.
+	cmd.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL}
 	var said strings.Builder
 	cmd.Stderr = &said
-	if err := cmd.Start(); err != nil {
-		return nil, errs.Wrap(errs.Unavailable, err, "volume %s: qemu-nbd cannot be run (Debian: apt install qemu-utils), so the disk of a stopped machine cannot be read", p.id)
-	}
 	s := &server{cmd: cmd, ended: make(chan struct{})}
+	started := make(chan error, 1)
 	go func() {
 		defer close(s.ended)
-		_ = cmd.Wait() // it says why it ended, or was told to
+		// What dies is, for Pdeathsig, the thread that started it.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			_ = cmd.Wait() // it says why it ended, or was told to
+		}
 	}()
+	if err := <-started; err != nil {
+		return nil, errs.Wrap(errs.Unavailable, err, "volume %s: qemu-nbd cannot be run (Debian: apt install qemu-utils), so the disk of a stopped machine cannot be read", p.id)
+	}
 	dialing, cancel := context.WithTimeout(ctx, serveWait)
 	defer cancel()
 	for {
@@ -63,15 +77,6 @@ func (d *Driver) serve(ctx context.Context, p place, k libvirt.Disk, dir string,
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
-}
-
-// fileName is a path as QEMU takes it: it is absolute, so no option; a colon
-// would make it a protocol.
-func fileName(path string) string {
-	if strings.Contains(path, ":") {
-		return "file:" + path
-	}
-	return path
 }
 
 // unopened explains what qemu-nbd said. Paths are in the wrapped error only.
@@ -98,18 +103,4 @@ func (s *server) close() error {
 		s.stop()
 	}
 	return err
-}
-
-// print tells whether anybody wrote to a file: all times and sizes of it.
-type print struct {
-	ino, size, blocks uint64
-	mtime, ctime      unix.Timespec
-}
-
-func printOf(path string) (print, error) {
-	var st unix.Stat_t
-	if err := unix.Stat(path, &st); err != nil {
-		return print{}, err
-	}
-	return print{st.Ino, uint64(st.Size), uint64(st.Blocks), st.Mtim, st.Ctim}, nil
 }

@@ -2,12 +2,11 @@ package virtvolume
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"os"
-	"os/exec"
-	"strings"
+	"path/filepath"
 	"sync"
+	"time"
 
 	rpc "github.com/digitalocean/go-libvirt"
 
@@ -26,10 +25,14 @@ const targetWindow = 64 << 20
 type target struct {
 	d    *Driver
 	p    place
+	dom  libvirt.Domain
 	dir  string
 	srv  *server
 	data *nbd.StatusMap
 	once sync.Once
+
+	stop    context.CancelFunc // of watcher; may be nil
+	watcher sync.WaitGroup
 
 	mu     sync.Mutex // guards failed
 	failed error      // what the disk holds is not known since
@@ -43,32 +46,61 @@ const overwriting = "a target's"
 // OpenTarget opens the disk of a stopped machine. What tells of its changes is
 // dropped first, durably: what is written now shows in no bitmap.
 func (d *Driver) OpenTarget(ctx context.Context, s volume.Spec) (volume.Target, error) {
-	p, err := locate(s)
-	if err != nil {
-		return nil, err
-	}
-	dom, err := d.domain(ctx, p)
-	if err != nil {
-		return nil, err
-	}
-	k, err := p.disk(dom)
+	p, dom, k, err := d.writable(ctx, s)
 	if err != nil {
 		return nil, err
 	}
 	if dom.Active {
 		return nil, errs.New(errs.Busy, "volume %s: domain %s runs; it must be stopped before its disk is overwritten", p.id, dom.Name)
 	}
-	if err := d.refuseSaved(ctx, dom, p); err != nil {
-		return nil, err
-	}
 	if err := d.claim(ctx, dom, overwriting, p.id); err != nil {
 		return nil, err
 	}
-	t := &target{d: d, p: p, dir: d.holdDir("target-" + p.id)}
-	if err := t.open(ctx, dom, k); err != nil {
+	t := &target{d: d, p: p, dom: dom, dir: filepath.Join(d.cfg.Dir, "targets", filepath.Base(d.holdDir(p.id)))}
+	if err := t.open(ctx, k); err != nil {
 		return nil, errors.Join(err, t.Close())
 	}
 	return t, nil
+}
+
+// CheckTarget says what OpenTarget would say if the machine were stopped.
+func (d *Driver) CheckTarget(ctx context.Context, s volume.Spec) error {
+	p, dom, k, err := d.writable(ctx, s)
+	if err != nil || !dom.Active {
+		return err
+	}
+	next, err := d.cfg.Daemon.Defined(ctx, dom)
+	if err != nil {
+		return err
+	}
+	for _, n := range next.Disks {
+		if n.Target == k.Target && n.Path == k.Path && n.Format == k.Format {
+			return nil
+		}
+	}
+	return errs.New(errs.Conflict, "%s: disk %s of domain %s is %s as it runs, but its definition says otherwise (virsh dumpxml --inactive), so its next start would be with another disk; make both the same, or restart it, and try again", p.id, k.Target, dom.Name, k.Path)
+}
+
+// writable finds the disk that is to be overwritten. errs.Conflict: others would
+// be harmed by that.
+func (d *Driver) writable(ctx context.Context, s volume.Spec) (p place, dom libvirt.Domain, k libvirt.Disk, err error) {
+	if p, err = locate(s); err != nil {
+		return p, dom, k, err
+	}
+	all, err := d.cfg.Daemon.Domains(ctx)
+	if err != nil {
+		return p, dom, k, err
+	}
+	if dom, err = p.among(all); err != nil {
+		return p, dom, k, err
+	}
+	if k, err = p.disk(dom); err != nil {
+		return p, dom, k, err
+	}
+	if other, disk, found := builtOn(all, k.Path); found {
+		return p, dom, k, errs.New(errs.Conflict, "%s: disk %s of domain %s is built on its file %s and would be broken; make that one whole first (virsh blockpull)", p.id, disk.Target, other.Name, k.Path)
+	}
+	return p, dom, k, d.refuseSaved(ctx, dom, p)
 }
 
 // refuseSaved refuses a machine whose memory libvirt has saved: when it is started
@@ -85,11 +117,11 @@ func (d *Driver) refuseSaved(ctx context.Context, dom libvirt.Domain, p place) e
 	return err
 }
 
-func (t *target) open(ctx context.Context, dom libvirt.Domain, k libvirt.Disk) error {
+func (t *target) open(ctx context.Context, k libvirt.Disk) error {
 	if err := t.d.writeRecord(t.p.id, record{}); err != nil {
 		return err
 	}
-	if err := t.d.dropMarks(ctx, dom, nil); err != nil {
+	if err := t.d.dropMarks(ctx, t.dom, nil); err != nil {
 		return err
 	}
 	if err := t.d.dropBitmaps(ctx, k, nil); err != nil {
@@ -106,70 +138,50 @@ func (t *target) open(ctx context.Context, dom libvirt.Domain, k libvirt.Disk) e
 	t.data = nbd.NewStatusMap(t.Size(), targetWindow, func(ctx context.Context, off, length int64) ([]nbd.Extent, error) {
 		return srv.client.Status(ctx, nbd.BaseAllocation, off, length)
 	})
+	watching, stop := context.WithCancel(context.WithoutCancel(ctx))
+	t.stop = stop
+	t.watcher.Go(func() { t.watch(watching) })
 	return nil
 }
 
-// dropBitmaps removes this driver's bitmaps that are not to be kept from the file
-// of a stopped machine's disk: libvirt forgets them only, and the machine would
-// keep them up for nobody.
-func (d *Driver) dropBitmaps(ctx context.Context, k libvirt.Disk, keep map[string]bool) error {
-	if !tracked(k) {
-		return nil
-	}
-	info, err := qemuImg(ctx, "info", "--output=json", "-f", k.Format, fileName(k.Path))
-	if err != nil {
-		return err
-	}
-	names, err := bitmapNames(info)
-	if err != nil {
-		return err
-	}
-	for _, name := range names {
-		if !strings.HasPrefix(name, d.markPrefix()) || keep[name] {
-			continue
+// activeEvery is how often it is looked whether the machine was started.
+const activeEvery = 500 * time.Millisecond
+
+// watch fails the target if the machine is started: of a disk that is a device no
+// lock keeps it from that, and its guest writes, too.
+func (t *target) watch(ctx context.Context) {
+	tick := time.NewTicker(activeEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
 		}
-		if _, err := qemuImg(ctx, "bitmap", "--remove", "-f", k.Format, fileName(k.Path), name); err != nil {
-			return err
+		if t.started(ctx) != nil {
+			return
 		}
 	}
-	return nil
 }
 
-// bitmapNames are the names that stand in what qemu-img tells of a file.
-func bitmapNames(info []byte) (names []string, err error) {
-	var x imageInfo
-	if err := json.Unmarshal(info, &x); err != nil {
-		return nil, errs.Wrap(errs.Unavailable, err, "qemu-img describes a disk in a way that cannot be read")
+// started fails the target if the machine has been started. A daemon that does
+// not answer now is asked again.
+func (t *target) started(ctx context.Context) error {
+	active := int32(0)
+	err := t.d.cfg.Daemon.Do(ctx, func(l *rpc.Libvirt) (err error) {
+		active, err = l.DomainIsActive(t.dom.Handle())
+		return err
+	})
+	if err != nil || active == 0 {
+		return err
 	}
-	for _, b := range x.Specific.Data.Bitmaps {
-		names = append(names, b.Name)
+	err = errs.New(errs.Conflict, "volume %s: domain %s was started while its disk %s was overwritten, so what it holds is not known; stop it and apply the snapshot again", t.p.id, t.dom.Name, t.p.target)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.failed == nil {
+		t.failed = err
 	}
-	return names, nil
-}
-
-type imageInfo struct {
-	Specific struct {
-		Data struct {
-			Bitmaps []struct {
-				Name string `json:"name"`
-			} `json:"bitmaps"`
-		} `json:"data"`
-	} `json:"format-specific"`
-}
-
-func qemuImg(ctx context.Context, args ...string) ([]byte, error) {
-	out, err := exec.CommandContext(ctx, "qemu-img", args...).Output()
-	if ctx.Err() != nil {
-		return nil, context.Cause(ctx)
-	}
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
-		err = errors.Join(err, errors.New(strings.TrimSpace(string(exit.Stderr))))
-	}
-	if err != nil {
-		return nil, errs.Wrap(errs.Unavailable, err, "qemu-img cannot examine a disk of libvirt's; see the server's log")
-	}
-	return out, nil
+	return t.failed
 }
 
 func (t *target) Size() int64 { return t.srv.client.Size() }
@@ -200,7 +212,10 @@ func (t *target) Zero(ctx context.Context, off, length int64) error {
 }
 
 func (t *target) Sync(ctx context.Context) error {
-	return t.change(ctx, "flush", func() error { return t.srv.client.Flush(ctx) })
+	if err := t.change(ctx, "flush", func() error { return t.srv.client.Flush(ctx) }); err != nil {
+		return err
+	}
+	return t.started(ctx)
 }
 
 // change does what makes the content unknown if it fails: then no later Sync may
@@ -242,6 +257,10 @@ func (t *target) failure(ctx context.Context, doing string, err error) error {
 
 func (t *target) Close() (err error) {
 	t.once.Do(func() {
+		if t.stop != nil {
+			t.stop()
+		}
+		t.watcher.Wait()
 		if t.srv != nil {
 			err = t.srv.close()
 		}
