@@ -148,18 +148,17 @@ func (r *Runner) undo(t *task, out Outcome) error {
 
 // pause waits without holding a slot; false: the process stops.
 func (r *Runner) pause(t *task, wait time.Duration) bool {
-	if t.slot != nil {
-		retake := t.slot()
-		defer retake()
-	}
-	timer := time.NewTimer(wait)
-	defer timer.Stop()
-	select {
-	case <-t.root.Done():
-		return false
-	case <-timer.C:
-		return true
-	}
+	err := t.run.Aside(func() error {
+		timer := time.NewTimer(wait)
+		defer timer.Stop()
+		select {
+		case <-t.root.Done():
+			return t.root.Err()
+		case <-timer.C:
+			return nil
+		}
+	})
+	return err == nil
 }
 
 // watch writes the progress down until stop is called, and cancels the run

@@ -38,6 +38,7 @@ type Run struct {
 	Log *slog.Logger // carries the job's ids
 
 	store Store
+	slot  func() (retake func()) // gives the worker's slot back; nil: has none
 
 	mu       sync.Mutex // guards the rest
 	job      Job        // as claimed, with the state as saved since
@@ -58,6 +59,16 @@ func (r *Run) Job() Job {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.job
+}
+
+// Aside lets other jobs be worked on in this one's place while wait does nothing
+// but wait for somebody. It may return later than wait, when a place is free.
+func (r *Run) Aside(wait func() error) error {
+	if r.slot != nil {
+		retake := r.slot()
+		defer retake()
+	}
+	return wait()
 }
 
 // ID is the job's id.

@@ -225,7 +225,7 @@ func (r *Runner) claimOne(ctx context.Context) bool {
 		<-r.slots
 		return false
 	}
-	t.slot = func() func() { <-r.slots; return func() { r.slots <- struct{}{} } }
+	t.run.slot = func() func() { <-r.slots; return func() { r.slots <- struct{}{} } }
 	go func() { //nolint:contextcheck // the task carries its contexts, which end at different times
 		defer r.wg.Done()
 		r.execute(t)
@@ -280,7 +280,6 @@ type task struct {
 	ctx   context.Context                           // of Do: ends also on cancel and fence
 	do    func(ctx context.Context, run *Run) error // nil: the handler's
 	first chan struct{}                             // closed after Do and the first Undo, if any
-	slot  func() (retake func())                    // gives the slot back while waiting; nil: has none
 	bad   error                                     // the row cannot be read: go back at once
 }
 

@@ -294,6 +294,40 @@ func TestAWaitingUndoHoldsNoSlot(t *testing.T) {
 	}, append(jobs, pending("good"))...)
 }
 
+// Jobs that wait for others do not keep these from being worked on.
+func TestAWaitingJobHoldsNoSlot(t *testing.T) {
+	var jobs []job.Job
+	for i := range 8 {
+		jobs = append(jobs, pending(fmt.Sprintf("waits%d", i)))
+	}
+	in(t, func(w world) {
+		done := make(chan struct{})
+		var atOnce, most atomic.Int32
+		p := w.start("p1", handler{do: func(ctx context.Context, run *job.Run) error {
+			if run.ID() == "good" {
+				close(done)
+				return w.finishAs(job.Successful)(ctx, run)
+			}
+			if err := run.Aside(func() error { <-done; return nil }); err != nil {
+				return err
+			}
+			most.Store(max(most.Load(), atOnce.Add(1)))
+			time.Sleep(time.Second)
+			atOnce.Add(-1)
+			return w.finishAs(job.Successful)(ctx, run)
+		}})
+		time.Sleep(time.Minute)
+		w.want("good", job.Successful, "")
+		for i := range 8 {
+			w.want(fmt.Sprintf("waits%d", i), job.Successful, "")
+		}
+		if n := most.Load(); n > 4 {
+			t.Errorf("%d jobs were worked on at once", n)
+		}
+		p.stop()
+	}, append(jobs, pending("good"))...)
+}
+
 func TestAFencedWorkerChangesNothing(t *testing.T) {
 	in(t, func(w world) {
 		p := w.start("p1", handler{

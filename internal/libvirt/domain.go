@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"time"
 
 	rpc "github.com/digitalocean/go-libvirt"
 	"github.com/google/uuid"
@@ -77,8 +78,14 @@ func stableID(prefix string, of uuid.UUID, slot string) string {
 	return string(id)
 }
 
-// Domains is all domains, by name.
+// askLimit is how long the daemon may take to describe its domains: one that hangs
+// must not hang all who ask.
+const askLimit = 20 * time.Second
+
+// Domains is all domains, by name. errs.Unavailable: also if the daemon hangs.
 func (d Daemon) Domains(ctx context.Context) ([]Domain, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, askLimit, errs.New(errs.Unavailable, "libvirt at %s hangs; restart libvirtd", d.socket))
+	defer cancel()
 	var out []Domain
 	err := d.Do(ctx, func(l *rpc.Libvirt) error {
 		all, _, err := l.ConnectListAllDomains(1, rpc.ConnectListDomainsActive|rpc.ConnectListDomainsInactive)

@@ -47,7 +47,14 @@ func (s *Service) ApplySnapshots(ctx context.Context, in ApplySnapshots) (job.Jo
 	if err != nil {
 		return job.Job{}, err
 	}
-	if err := s.refuseWriters(ctx, in, ids); err != nil {
+	volumes, err := s.volumesOfPoints(ctx, ids)
+	if err != nil {
+		return job.Job{}, err
+	}
+	if err := s.refuseWriters(ctx, in, volumes); err != nil {
+		return job.Job{}, err
+	}
+	if err := s.checkTargets(ctx, volumes); err != nil {
 		return job.Job{}, err
 	}
 	return s.submit(ctx, in.Origin, job.ApplySnapshots, func(tx Tx, j *job.Job) (any, error) {
@@ -85,23 +92,37 @@ func (s *Service) ApplySnapshots(ctx context.Context, in ApplySnapshots) (job.Jo
 	})
 }
 
+// volumesOfPoints are those of the points that are there still.
+func (s *Service) volumesOfPoints(ctx context.Context, points []chain.ID) (volumes []Volume, err error) {
+	err = s.store.View(ctx, func(tx Tx) error {
+		points, err := loadSnapshots(tx, points)
+		if err != nil {
+			return err
+		}
+		for _, p := range points {
+			v, err := tx.Volume("", p.ResourceID)
+			switch {
+			case err == nil:
+				volumes = append(volumes, v)
+			case !errs.Is(err, errs.NotFound):
+				return err
+			}
+		}
+		return nil
+	})
+	return volumes, err
+}
+
 // refuseWriters refuses to roll volumes back under connected clients.
-func (s *Service) refuseWriters(ctx context.Context, in ApplySnapshots, ids []chain.ID) error {
+func (s *Service) refuseWriters(ctx context.Context, in ApplySnapshots, volumes []Volume) error {
 	if in.Force || s.lives == nil {
 		return nil
 	}
-	var volumes []string
-	err := s.store.View(ctx, func(tx Tx) error {
-		points, err := loadSnapshots(tx, ids)
-		for _, p := range points {
-			volumes = append(volumes, p.ResourceID)
-		}
-		return err
-	})
-	if err != nil {
-		return err
+	var ids []string
+	for _, v := range volumes {
+		ids = append(ids, v.ID)
 	}
-	return s.refuseConnected(ctx, in.Zone, volumes, "rolled back")
+	return s.refuseConnected(ctx, in.Zone, ids, "rolled back")
 }
 
 // checkApply says why a point cannot be applied, or to which volume it goes.
@@ -120,6 +141,9 @@ func (s *Service) checkApply(tx Tx, zone, id string) (volumeID string, err error
 		return "", errs.Wrap(errs.Conflict, err, "%s, of which %s was taken, is gone; %s", named(p.ResourceID), id, instead)
 	}
 	if err != nil {
+		return "", err
+	}
+	if err := otherDisk(p, v); err != nil {
 		return "", err
 	}
 	return v.ID, fits(p, v.ID, v.SizeBytes)

@@ -19,8 +19,10 @@ import (
 // is about to be started.
 const restarting = "restarting"
 
-// lockApply locks the volumes, and the machines that have them.
+// lockApply locks the volumes, and the machines that have them; of a foreign one
+// all disks, as no point of another one may be under way when it is stopped.
 func (s *Service) lockApply(tx Tx, jobID, zone string, params applyParams) error {
+	locks := append(params.machines(), params.Volumes...)
 	for _, id := range params.machines() {
 		system, err := idleVolume(tx, zone, id)
 		if err != nil {
@@ -29,8 +31,24 @@ func (s *Service) lockApply(tx Tx, jobID, zone string, params applyParams) error
 		if _, err := s.machinesOf(system); err != nil {
 			return errs.Wrap(errs.Conflict, err, "instance %s has to be stopped for it, but %s", id, errs.Message(err))
 		}
+		if !system.foreign() {
+			continue
+		}
+		disks, err := tx.VolumesOf(id)
+		if err != nil {
+			return err
+		}
+		for _, v := range disks {
+			if slices.Contains(locks, v.ID) {
+				continue
+			}
+			if err := refuseLocked(tx, named(v.ID), v.ID); err != nil {
+				return err
+			}
+			locks = append(locks, v.ID)
+		}
 	}
-	return tx.Lock(jobID, append(params.machines(), params.Volumes...)...)
+	return tx.Lock(jobID, locks...)
 }
 
 // machines are those that have any of the volumes, each once.
@@ -58,6 +76,9 @@ func (a *application) stopMachines(ctx context.Context) error {
 	}
 	if len(a.notes.Running) == 0 {
 		return nil
+	}
+	if err := a.s.checkTargets(ctx, a.volumes); err != nil {
+		return err
 	}
 	if err := a.run.SaveState(ctx, a.notes, false); err != nil {
 		return err

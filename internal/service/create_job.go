@@ -367,10 +367,14 @@ func (c *creation) freezeAll(ctx context.Context) error {
 		}
 	}
 	for _, h := range c.holds { // before any guest is at rest
-		if d, ok := h.driver.(volume.Reserver); ok {
-			if err := d.Reserve(ctx, c.run.ID(), h.specs); err != nil {
-				return err
-			}
+		d, ok := h.driver.(volume.Foreign)
+		if !ok {
+			continue
+		}
+		// It may have to wait for as long as others take.
+		err := c.run.Aside(func() error { return d.Reserve(ctx, c.run.ID(), h.specs) })
+		if err != nil {
+			return err
 		}
 	}
 	guests := c.s.quiesce(ctx, c.volumes, c.run.Log)

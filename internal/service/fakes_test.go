@@ -122,6 +122,11 @@ type disk struct {
 	atInstant func()
 	// atSize is called before the size of a volume is told.
 	atSize func(key string)
+	// atCheck is what is wrong with overwriting a volume that others use; nil:
+	// nothing.
+	atCheck func(key string) error
+	// marked are volumes in whose machines points have left something.
+	marked map[string]bool
 }
 
 func newDisk() *disk {

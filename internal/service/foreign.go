@@ -5,16 +5,22 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"time"
 
 	"cairn/internal/compute"
 	"cairn/internal/errs"
+	"cairn/internal/volume"
 )
 
 // This file keeps the rows of machines that others made, as libvirt's domains:
 // they come when a machine is first seen, follow it, and cease when it is gone.
 // Nothing of the machine itself is changed by that.
+
+// foreignWait is how long a hypervisor may take to end or remove what is ours in
+// its machines.
+const foreignWait = 30 * time.Second
 
 // forgottenKey is the setting with the ids of foreign machines that were deleted
 // here: they get no rows again before they were gone.
@@ -58,6 +64,11 @@ func (s *Service) syncForeignOnce(ctx context.Context) error {
 		machines, err := d.List(ctx)
 		if err == nil {
 			err = s.syncMachines(ctx, kind, machines)
+		}
+		if f, ok := s.drivers[kind].(volume.Foreign); ok && err == nil {
+			tidying, cancel := context.WithTimeout(ctx, foreignWait)
+			err = f.Tidy(tidying)
+			cancel()
 		}
 		if err != nil {
 			failed = errors.Join(failed, err)
@@ -205,11 +216,17 @@ func (s *Service) adoptRow(tx Tx, have, want Volume) error {
 	v, err := tx.Volume("", want.ID)
 	switch {
 	case errs.Is(err, errs.NotFound) && have.ID == "":
-		want.CreateTime, want.StatusTime = now, now
 		s.log.Info("a machine of others is here", "volume", want.ID, "instance", want.InstanceID, "path", want.Path)
+		want.StatusTime = now
+		if want.CreateTime, err = knownSince(tx, want.ID, now); err != nil {
+			return err
+		}
 		return tx.InsertVolume(want)
 	case errs.Is(err, errs.NotFound):
-		want.CreateTime, want.StatusTime, want.Description, want.Type = have.CreateTime, now, have.Description, have.Type
+		want.CreateTime, want.StatusTime, want.Description, want.Type = now, now, have.Description, have.Type
+		if want.Identity == have.Identity { // see otherDisk
+			want.CreateTime, want.MixedJob = have.CreateTime, have.MixedJob
+		}
 		return tx.UpdateVolume(want)
 	case err != nil:
 		return err
@@ -221,6 +238,59 @@ func (s *Service) adoptRow(tx Tx, have, want Volume) error {
 		return s.ceaseVolumes(tx, []string{v.ID}) // another disk: it comes anew
 	}
 	return tx.UpdateVolume(v.following(want))
+}
+
+// knownSince is when a volume without a row was first seen: a database that was
+// lost may have known it, and its points know that.
+func knownSince(tx Tx, id string, now time.Time) (time.Time, error) {
+	f := SnapshotFilter{ResourceID: id, Limit: 1}
+	_, total, err := tx.Snapshots(f)
+	if err != nil || total == 0 {
+		return now, err
+	}
+	f.Offset = total - 1 // the oldest
+	oldest, _, err := tx.Snapshots(f)
+	if err != nil || len(oldest) == 0 {
+		return now, err
+	}
+	return oldest[0].CreateTime, nil
+}
+
+// otherDisk refuses a point of what was under a foreign volume's id before: which
+// of a machine's disks has the machine's own id may change.
+func otherDisk(p Snapshot, v Volume) error {
+	if !v.foreign() || !p.CreateTime.Before(v.CreateTime) {
+		return nil
+	}
+	return errs.New(errs.Conflict, "snapshot %s was taken of another disk, which was %s until %s; make a volume or an image of it instead", p.ID, v.ID, v.CreateTime.Format(time.RFC3339))
+}
+
+// forgetDisk removes what was made in a foreign machine for a disk's points. That
+// must not keep anybody from forgetting it.
+func (s *Service) forgetDisk(ctx context.Context, v Volume, log *slog.Logger) {
+	d, ok := s.drivers[v.Driver].(volume.Foreign)
+	if !ok {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, foreignWait)
+	defer cancel()
+	if err := d.Forget(ctx, v.spec()); err != nil {
+		log.Warn("what was made in a machine for its snapshots may stay in it", "volume", v.ID, "path", v.Path, "error", err)
+	}
+}
+
+// checkTargets refuses to stop machines for an apply that cannot go on then.
+func (s *Service) checkTargets(ctx context.Context, volumes []Volume) error {
+	for _, v := range volumes {
+		d, ok := s.drivers[v.Driver].(volume.Foreign)
+		if !ok || !v.foreign() {
+			continue
+		}
+		if err := d.CheckTarget(ctx, v.spec()); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // ceaseForeign ends the rows of what is gone. Their points stay.

@@ -47,6 +47,9 @@ func (o *others) answer(err error) {
 	o.away = err
 }
 
+// hang says whether it does not answer at all.
+func (o *others) hang(hangs bool) { o.w.othersHang.Store(hangs) }
+
 // seen waits until the server knows all that was done before.
 func (o *others) seen(p *process) {
 	p.t.Helper()

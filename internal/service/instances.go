@@ -118,6 +118,9 @@ func allInstances(tx Tx, f InstanceFilter) ([]Volume, error) {
 	}
 }
 
+// stateWait is how long whoever lists machines waits for a hypervisor of others.
+const stateWait = 3 * time.Second
+
 // machineStates asks for the states of all machines at once. Machines of others
 // whose hypervisor does not answer are missing.
 func (s *Service) machineStates(ctx context.Context) (map[string]compute.State, error) {
@@ -128,7 +131,9 @@ func (s *Service) machineStates(ctx context.Context) (map[string]compute.State, 
 		}
 	}
 	for kind, d := range s.foreign {
-		all, err := d.List(ctx)
+		asking, cancel := context.WithTimeout(ctx, stateWait)
+		all, err := d.List(asking)
+		cancel()
 		if err != nil {
 			s.log.Warn("the states of machines cannot be told", "kind", kind, "error", err)
 			continue

@@ -6,6 +6,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -20,7 +21,16 @@ import (
 // fusedMachines is a driver whose changes burn the fuse.
 type fusedMachines struct {
 	compute.Driver
-	f *fuse
+	f     *fuse
+	hangs *atomic.Bool // List does
+}
+
+func (d fusedMachines) List(ctx context.Context) ([]compute.Machine, error) {
+	if d.hangs != nil && d.hangs.Load() {
+		<-ctx.Done()
+		return nil, context.Cause(ctx)
+	}
+	return d.Driver.List(ctx)
 }
 
 func (d fusedMachines) Define(ctx context.Context, s compute.Spec) error {

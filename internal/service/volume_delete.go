@@ -65,6 +65,9 @@ func (h deleteVolumesJob) Do(ctx context.Context, run *job.Run) error {
 		return err
 	}
 	for _, v := range volumes {
+		if v.foreign() {
+			h.s.forgetDisk(ctx, v, run.Log)
+		}
 		if slices.Contains(notes.Removed, v.ID) || v.Driver != DriverManaged {
 			continue
 		}
@@ -121,7 +124,10 @@ func (s *Service) ceaseVolumes(tx Tx, ids []string) error {
 		}
 	}
 	return changeVolumes(tx, ids, func(v *Volume) {
-		v.Status, v.StatusTime, v.Transition, v.MixedJob = VolumeCeased, s.now(), "", ""
+		v.Status, v.StatusTime, v.Transition = VolumeCeased, s.now(), ""
+		if !v.foreign() { // that is still there, and may come back
+			v.MixedJob = ""
+		}
 	})
 }
 

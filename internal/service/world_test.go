@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -51,7 +52,8 @@ type world struct {
 	// host runs machines; nil: none run here. It needs live.
 	host *fake.Host
 	// others has machines that somebody else makes; nil: the server knows of none.
-	others *fake.Host
+	others     *fake.Host
+	othersHang atomic.Bool // it does not even say that it cannot
 	// lookEvery is how often it is asked; 1 ms.
 	lookEvery time.Duration
 }
@@ -176,7 +178,7 @@ func (w *world) prepare(f *fuse) *process {
 	}
 	var machines compute.Driver
 	if w.host != nil {
-		machines = fusedMachines{fake.New(w.host), f}
+		machines = fusedMachines{fake.New(w.host), f, nil}
 	}
 	drivers := map[string]volume.Driver{
 		service.DriverManaged:    managed,
@@ -185,8 +187,8 @@ func (w *world) prepare(f *fuse) *process {
 	}
 	foreign := map[string]compute.Driver{}
 	if w.others != nil {
-		foreign[service.DriverLibvirt] = fusedMachines{fake.New(w.others), f}
-		drivers[service.DriverLibvirt] = &driver{disk: w.disk, f: f, kind: service.DriverLibvirt, clock: clock}
+		foreign[service.DriverLibvirt] = fusedMachines{fake.New(w.others), f, &w.othersHang}
+		drivers[service.DriverLibvirt] = foreignDriver{&driver{disk: w.disk, f: f, kind: service.DriverLibvirt, clock: clock}}
 	}
 	p.Service, err = service.New(context.Background(), service.Config{
 		Compute: machines, Store: rows, Refused: w.refused, Engine: p.mover, Zones: []string{zone}, Live: live,

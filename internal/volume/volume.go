@@ -102,13 +102,30 @@ type Driver interface {
 	OpenTarget(ctx context.Context, s Spec) (Target, error)
 }
 
-// Reserver is a Driver not all of whose volumes can be in two instants at once,
-// as the disks of one machine.
-type Reserver interface {
+// Foreign is a Driver of volumes that others made and use, as the disks of
+// machines that run under libvirt.
+type Foreign interface {
+	Driver
+
 	// Reserve waits until no other instant is in the way of a Freeze of specs
-	// under hold. Others are kept out until that one's Instant is closed, or
+	// under hold: not all volumes, as the disks of one machine, can be in two
+	// at once. Others are kept out until that one's Instant is closed, or
 	// until Drop of hold. Do it before anything is held still.
 	Reserve(ctx context.Context, hold string, specs []Spec) error
+
+	// CheckTarget says, while a volume is still in use, why OpenTarget would
+	// refuse it when it no longer is. errs.Conflict: it would harm others, or
+	// not be the volume that is used next.
+	CheckTarget(ctx context.Context, s Spec) error
+
+	// Forget removes what the driver made beside a volume, or knows of it.
+	// The volume stays. Running it twice is harmless.
+	Forget(ctx context.Context, s Spec) error
+
+	// Tidy ends what is left of holds that nobody has any more, of earlier
+	// processes above all, and of those that could not be ended. It is made
+	// for being called now and then.
+	Tidy(ctx context.Context) error
 }
 
 // Instant is one moment of one or more volumes.

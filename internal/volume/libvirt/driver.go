@@ -174,7 +174,7 @@ func (d *Driver) Reopen(ctx context.Context, hold string, _ []volume.Spec) (volu
 	return nil, fmt.Errorf("hold %s: %w", hold, volume.ErrNoInstant)
 }
 
-var _ volume.Driver = (*Driver)(nil)
+var _ volume.Foreign = (*Driver)(nil)
 
 // Probe refuses: disks of libvirt's are found, not registered.
 func (d *Driver) Probe(context.Context, string) (volume.Probe, error) {
