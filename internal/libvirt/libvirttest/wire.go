@@ -1,6 +1,7 @@
 package libvirttest
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"io"
@@ -12,7 +13,7 @@ import (
 	"cairn/internal/libvirt"
 )
 
-// Calls of libvirt's protocol, as it numbers them.
+// Call is one of libvirt's protocol, as that numbers them.
 // https://libvirt.org/kbase/internals/rpc.html
 type Call uint32
 
@@ -118,7 +119,7 @@ func (w *Wire) passes(c Call) (passes, hangs bool) {
 func (w *Wire) serve(client net.Conn) {
 	w.keep(client, true)
 	defer w.keep(client, false)
-	daemon, err := net.Dial("unix", w.to)
+	daemon, err := (&net.Dialer{}).DialContext(context.Background(), "unix", w.to)
 	if err != nil {
 		return
 	}
@@ -154,15 +155,16 @@ const most = 32 << 20
 // readCall reads a packet: its length with these four bytes, the program, its
 // version, and the procedure.
 func readCall(r io.Reader) ([]byte, Call, error) {
-	packet := make([]byte, 16)
-	if _, err := io.ReadFull(r, packet); err != nil {
+	var head [16]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
 		return nil, 0, err
 	}
-	n := binary.BigEndian.Uint32(packet)
+	n := binary.BigEndian.Uint32(head[:])
 	if n < 16 || n > most {
 		return nil, 0, errors.New("no packet of libvirt's")
 	}
-	packet = append(packet, make([]byte, n-16)...)
+	packet := make([]byte, n)
+	copy(packet, head[:])
 	_, err := io.ReadFull(r, packet[16:])
-	return packet, Call(binary.BigEndian.Uint32(packet[12:])), err
+	return packet, Call(binary.BigEndian.Uint32(head[12:])), err
 }

@@ -355,3 +355,68 @@ func TestDevice(t *testing.T) {
 	refused(t, target.WriteAt(ctx, buf, 0), errs.Conflict, "one", "started")
 	ok(t, target.Close())
 }
+
+// Snapshots of libvirt's: an internal one is no change, to go back to it needs the
+// domain without checkpoints, an external one puts another file in the disk's place.
+// Points are right after each.
+func TestOwnersSnapshots(t *testing.T) {
+	r := newRig(t)
+	ctx, file := t.Context(), filepath.Join(filepath.Dir(r.config.Dir), "disk")
+	run(t, "qemu-img", "create", "-q", "-f", "qcow2", file, fmt.Sprint(diskSize))
+	m := r.define(t, "one", "qcow2 file "+file)
+	m.start()
+	snapshot := func(name string, flags rpc.DomainSnapshotCreateFlags) error {
+		return r.Do(ctx, func(l *rpc.Libvirt) error {
+			_, err := l.DomainSnapshotCreateXML(m.dom.Handle(), `<domainsnapshot><name>`+name+`</name></domainsnapshot>`, uint32(flags))
+			return err
+		})
+	}
+	point := func(at volume.Checkpoint) {
+		t.Helper()
+		in, err := r.d.Freeze(ctx, "hold-"+string(at), []volume.Spec{m.spec(0)}, nil)
+		ok(t, err)
+		shows(t, "a point", in.Source(0), m.disks[0])
+		ok(t, in.Settle(ctx, []volume.Checkpoint{at}, func() error { return nil }))
+		ok(t, in.Close())
+	}
+	m.write(0, 1, 0, diskSize)
+	ok(t, snapshot("inside", 0))
+	before := bytes.Clone(m.disks[0])
+	m.write(0, 5, 4*block, block)
+	point("a")
+	revert := func(name string) error {
+		return r.Do(ctx, func(l *rpc.Libvirt) error {
+			s, err := l.DomainSnapshotLookupByName(m.dom.Handle(), name, 0)
+			if err != nil {
+				return err
+			}
+			return l.DomainRevertToSnapshot(s, 0)
+		})
+	}
+	if err := revert("inside"); err == nil {
+		t.Log("this libvirt goes back although there are checkpoints")
+	} else {
+		m.call(func(l *rpc.Libvirt) error { _ = l.DomainCreate(m.dom.Handle()); return nil }) // it may have ended
+		in, err := r.d.Freeze(ctx, "refused", []volume.Spec{m.spec(0)}, nil)
+		ok(t, err)
+		shows(t, "a disk that was not put back", in.Source(0), m.disks[0])
+		ok(t, in.Close())
+		ok(t, r.d.Forget(ctx, m.spec(0)))
+		ok(t, revert("inside"))
+	}
+	m.disks[0] = before
+	r.untold(t, "a disk that was put back", m, 0, "a")
+	point("b")
+
+	ok(t, snapshot("outside", rpc.DomainSnapshotCreateDiskOnly|rpc.DomainSnapshotCreateAtomic))
+	m.look(t, "one")
+	m.write(0, 2, block, block)
+	r.untold(t, "an overlay", m, 0, "b")
+	point("c")
+	was := bytes.Clone(m.disks[0])
+	m.write(0, 3, 8*block, block)
+	in, err := r.d.Freeze(ctx, "told", []volume.Spec{m.spec(0)}, nil)
+	ok(t, err)
+	covers(t, "an overlay", in.Source(0), "c", was, m.disks[0])
+	ok(t, in.Close())
+}
