@@ -1,6 +1,6 @@
 // Package compute is the contract between the service and what runs machines.
-// Drivers live below it (qemu, libvirt, fake); computetest.Run is the suite that
-// every driver passes which makes machines.
+// Drivers live below it (qemu, libvirt, fake); computetest.Run is the suite of
+// those that make machines, RunForeign of those whose machines others make.
 //
 // Invariants every driver keeps:
 //   - a machine outlives the process that started it: a new Driver finds it as

@@ -250,6 +250,9 @@ func (d *Driver) Attach(ctx context.Context, id string, disk compute.Disk) error
 		return err
 	}
 	defer d.h.mu.Unlock()
+	if m.foreign {
+		return theirs(id)
+	}
 	s := m.spec
 	s.Disks = slices.Clone(s.Disks)
 	if i := s.Disk(disk.ID); i >= 0 {
@@ -278,6 +281,8 @@ func (d *Driver) Detach(ctx context.Context, id, disk string) error {
 	defer d.h.mu.Unlock()
 	i := m.spec.Disk(disk)
 	switch {
+	case m.foreign:
+		return theirs(id)
 	case i < 0:
 		return nil
 	case i == 0:
@@ -354,6 +359,9 @@ func (d *Driver) Console(ctx context.Context, id string, off int64) (io.ReadClos
 		return nil, err
 	}
 	defer d.h.mu.Unlock()
+	if m.foreign {
+		return nil, theirs(id)
+	}
 	text := m.console.String()
 	if off < 0 {
 		off = max(0, int64(len(text))+off)
@@ -372,12 +380,14 @@ func (d *Driver) Delete(ctx context.Context, id string) error {
 		return nil
 	}
 	if m.foreign {
-		return errs.New(errs.Conflict, "machine %s is not ours", id)
+		return theirs(id)
 	}
 	d.h.end(m)
 	delete(d.h.machines, id)
 	return nil
 }
+
+func theirs(id string) error { return errs.New(errs.Conflict, "machine %s is not ours", id) }
 
 // Close lets go of nothing.
 func (d *Driver) Close() error { return nil }

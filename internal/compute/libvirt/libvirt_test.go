@@ -1,7 +1,6 @@
 package libvirt
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -15,6 +14,7 @@ import (
 	"go.uber.org/goleak"
 
 	"cairn/internal/compute"
+	"cairn/internal/compute/computetest"
 	"cairn/internal/errs"
 	"cairn/internal/libvirt"
 	"cairn/internal/libvirt/libvirttest"
@@ -93,67 +93,43 @@ func emptyDisk(t *testing.T) string {
 	return disk
 }
 
-// One machine through all that can be asked of a driver, as its owner sees it.
-func TestMachine(t *testing.T) {
+// The suite of all drivers of machines that others make.
+func TestForeignSuite(t *testing.T) {
+	computetest.RunForeign(t, func(t *testing.T) computetest.Foreign {
+		r := newRig(t, emptyDisk(t), filepath.Join(t.TempDir(), "con"))
+		dom := libvirt.Domain{UUID: uuid.UUID(r.dom.UUID)}
+		return computetest.Foreign{
+			Driver: r.d,
+			Again:  func(*testing.T) compute.Driver { return New(r.Daemon.Daemon, nil) },
+			Machine: compute.Spec{
+				ID: r.id, Name: "web", CPUs: 1, Memory: 192 << 20,
+				Disks: []compute.Disk{{ID: r.id, URI: dom.DiskPath(libvirt.Disk{Target: "vda"}), Device: "vda"}},
+			},
+			Kept: r.description,
+			Remove: func(t *testing.T) {
+				ok(t, r.Do(t.Context(), func(l *rpc.Libvirt) error { return l.DomainUndefineFlags(r.dom, 0) }))
+			},
+		}
+	})
+}
+
+// A guest that hears nothing, or cannot, is ended by force.
+func TestDeafMachine(t *testing.T) {
 	ctx := t.Context()
 	r := newRig(t, emptyDisk(t), filepath.Join(t.TempDir(), "con"))
-	all, err := r.d.List(ctx)
-	ok(t, err)
-	if len(all) != 1 {
-		t.Fatalf("machines %+v", all)
-	}
-	m := all[0]
-	if m.ID != r.id || m.Name != "web" || m.CPUs != 1 || m.Memory != 192<<20 || !m.Foreign || m.State != compute.Stopped || len(m.Disks) != 1 || m.Disks[0].ID != r.id || !strings.HasPrefix(m.Disks[0].URI, "libvirt:") {
-		t.Errorf("the machine is %+v", m)
-	}
-	before := r.description(t)
-
-	stopped, err := r.d.Stop(ctx, r.id, time.Hour)
-	ok(t, err)
-	if stopped.Forced {
-		t.Error("a stopped machine was ended by force")
-	}
-	_, err = r.d.Freeze(ctx, r.id, time.Second)
-	refused(t, err, errs.Unavailable, "web")
-	for range 2 {
-		ok(t, r.d.Start(ctx, r.id))
-		ok(t, r.d.Start(ctx, r.id))
-		r.state(t, compute.Running)
-		stopped, err = r.d.Stop(ctx, r.id, 300*time.Millisecond)
-		ok(t, err)
-		if !stopped.Forced {
-			t.Error("a deaf machine ended by itself")
-		}
-		r.state(t, compute.Stopped)
-	}
-
-	// Another driver, as that of the next process.
 	ok(t, r.d.Start(ctx, r.id))
-	next := New(r.Daemon.Daemon, nil)
-	m, err = next.Describe(ctx, r.id)
+	stopped, err := r.d.Stop(ctx, r.id, 300*time.Millisecond)
 	ok(t, err)
-	if m.State != compute.Running {
-		t.Errorf("the next process finds the machine %v", m.State)
+	if !stopped.Forced {
+		t.Error("a deaf machine ended by itself")
 	}
+	r.state(t, compute.Stopped)
+	ok(t, r.d.Start(ctx, r.id))
 	ok(t, r.Do(ctx, func(l *rpc.Libvirt) error { return l.DomainSuspend(r.dom) }))
 	r.state(t, compute.Paused)
-	_, err = next.Stop(ctx, r.id, time.Hour) // one that is paused hears nothing
+	_, err = r.d.Stop(ctx, r.id, time.Hour) // one that is paused hears nothing
 	ok(t, err)
 	r.state(t, compute.Stopped)
-
-	for what, err := range map[string]error{
-		"define": r.d.Define(ctx, m.Spec), "delete": r.d.Delete(ctx, r.id),
-		"attach": r.d.Attach(ctx, r.id, compute.Disk{ID: "vol-X"}), "detach": r.d.Detach(ctx, r.id, m.Disks[0].ID),
-	} {
-		if !errs.Is(err, errs.Conflict) || !strings.Contains(err.Error(), "virsh") {
-			t.Errorf("%s: %v", what, err)
-		}
-	}
-	_, err = r.d.Console(ctx, r.id, 0)
-	refused(t, err, errs.Conflict, "virsh console")
-	if after := r.description(t); after != before {
-		t.Errorf("the domain was changed:\n%s\nfrom\n%s", after, before)
-	}
 }
 
 func (r *rig) description(t *testing.T) (text string) {
@@ -169,34 +145,7 @@ func (r *rig) description(t *testing.T) (text string) {
 func TestRefusals(t *testing.T) {
 	ctx := t.Context()
 	r := newRig(t, emptyDisk(t), filepath.Join(t.TempDir(), "con"))
-	for _, id := range []string{"ins-NONE", "", "web", "ins-\x00"} {
-		_, err := r.d.Describe(ctx, id)
-		refused(t, err, errs.NotFound)
-		refused(t, r.d.Start(ctx, id), errs.NotFound)
-		_, err = r.d.Stop(ctx, id, 0)
-		refused(t, err, errs.NotFound)
-		refused(t, r.d.Attach(ctx, id, compute.Disk{}), errs.NotFound)
-		refused(t, r.d.Detach(ctx, id, "vol-X"), errs.NotFound)
-		_, err = r.d.Freeze(ctx, id, time.Second)
-		refused(t, err, errs.NotFound)
-		_, err = r.d.Console(ctx, id, 0)
-		refused(t, err, errs.NotFound)
-		ok(t, r.d.Delete(ctx, id))
-	}
-
-	gone, cancel := context.WithCancel(ctx)
-	cancel()
-	if err := r.d.Start(gone, r.id); !errors.Is(err, context.Canceled) {
-		t.Errorf("Start of a caller who is gone: %v", err)
-	}
-	r.state(t, compute.Stopped)
 	ok(t, r.d.Start(ctx, r.id))
-	soon, cancel := context.WithTimeout(ctx, 300*time.Millisecond)
-	defer cancel()
-	if _, err := r.d.Stop(soon, r.id, time.Hour); !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("Stop of a caller who leaves: %v", err)
-	}
-	r.state(t, compute.Running)
 
 	// Its agent's channel is there, and nobody listens: it is told at once.
 	_, err := r.d.Freeze(ctx, r.id, time.Second)
