@@ -115,16 +115,6 @@ func (n notes) decode(id string, v any) error {
 	return nil
 }
 
-// Notes decodes the notes that the job's handler left into v, which stays as
-// it is if there are none.
-func (j Job) Notes(v any) error {
-	n, err := j.notes()
-	if err != nil {
-		return err
-	}
-	return n.decode(j.ID, v)
-}
-
 func (j Job) notes() (n notes, err error) {
 	if len(j.State) > 0 {
 		if err := json.Unmarshal(j.State, &n); err != nil {

@@ -30,8 +30,8 @@ type applyNotes struct {
 	// Running are the machines that are stopped for it and started again.
 	Running []string `json:"running,omitempty"`
 	Forced  []string `json:"forced,omitempty"` // of them, those that did not end by themselves
-	// Owed are machines that an earlier apply stopped and left on the mixture
-	// that this one ends: they are started, too.
+	// Owed are machines that an earlier apply stopped and left so: they are
+	// started, too.
 	Owed []string `json:"owed,omitempty"`
 	// Rolled: all volumes have their points' content; only machines are still to
 	// be started, which may write.
@@ -356,7 +356,7 @@ func (a *application) load(ctx context.Context) error {
 		if a.volumes, err = loadVolumes(tx, a.params.Volumes); err != nil || a.notes.Begun {
 			return err
 		}
-		a.notes.Owed, err = a.owed(tx)
+		a.notes.Owed, err = a.params.owed(tx)
 		return err
 	})
 }

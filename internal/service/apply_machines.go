@@ -100,36 +100,18 @@ func (a *application) stopMachines(ctx context.Context) error {
 	return nil
 }
 
-// owed are the machines that an apply left stopped on the mixtures that are
-// overwritten now. Of a job that is long gone nobody knows.
-func (a *application) owed(tx Tx) (ids []string, err error) {
-	for i, v := range a.volumes {
-		id := a.params.Instances[i]
-		if id == "" || v.MixedJob == "" || slices.Contains(ids, id) {
-			continue
-		}
-		j, err := tx.Job(v.MixedJob)
-		if errs.Is(err, errs.NotFound) {
-			continue
-		}
-		var notes applyNotes
-		if err == nil {
-			err = j.Notes(&notes)
-		}
-		if err != nil {
-			return nil, err
-		}
-		if slices.Contains(notes.Running, id) || slices.Contains(notes.Owed, id) {
-			ids = append(ids, id)
-		}
-	}
-	return ids, nil
+// owed are the machines of these volumes that an earlier apply left stopped.
+func (p applyParams) owed(tx Tx) ([]string, error) {
+	ids, err := owedMachines.read(tx)
+	machines := p.machines()
+	return slices.DeleteFunc(ids, func(id string) bool { return !slices.Contains(machines, id) }), err
 }
 
 // startMachines starts what was stopped and ends the job. What is owed stays
 // stopped as long as another of its volumes is a mixture.
 func (a *application) startMachines(ctx context.Context) error {
 	info := forcedInfo(a.notes.Forced)
+	started := slices.Clone(a.notes.Running)
 	for _, id := range a.notes.Owed {
 		err := a.patiently(ctx, true, func() error { return a.s.startMachine(ctx, id) })
 		switch {
@@ -137,6 +119,8 @@ func (a *application) startMachines(ctx context.Context) error {
 			info = strings.TrimPrefix(info+"; instance "+id+" is not started yet: "+errs.Message(err), "; ")
 		case err != nil:
 			return fmt.Errorf("start instance %s: %w", id, err)
+		default:
+			started = append(started, id)
 		}
 	}
 	for _, id := range a.notes.Running {
@@ -148,26 +132,26 @@ func (a *application) startMachines(ctx context.Context) error {
 		if err := changeVolumes(tx, a.params.Volumes, func(v *Volume) { v.Transition = "" }); err != nil {
 			return err
 		}
+		if err := owedMachines.remove(tx, oneOf(started)); err != nil {
+			return err
+		}
 		return a.s.finish(tx, a.run, job.Outcome{Status: job.Successful, Info: info})
 	})
 }
 
 // leaveMachines decides about the machines of an apply that cannot go on, and
 // says what to do about them. Nothing was written: they run again. Else they
-// stay stopped, rather than run on something that nobody asked for.
-// mixed: their volumes are marked as mixtures, so that another apply knows.
-func (s *Service) leaveMachines(ctx context.Context, run *job.Run, notes applyNotes, volumes []Volume, mixed bool) (tell string) {
-	if !notes.starts() {
-		return ""
-	}
-	machines := strings.Join(slices.Concat(notes.Running, notes.Owed), ", ")
+// stay stopped, rather than run on something that nobody asked for. owed are those
+// that the next apply shall start.
+func (s *Service) leaveMachines(ctx context.Context, run *job.Run, notes applyNotes, volumes []Volume) (tell string, owed []string) {
+	machines := slices.Concat(notes.Running, notes.Owed)
 	switch {
+	case len(machines) == 0:
+		return "", nil
 	case notes.Rolled:
-		return fmt.Sprintf("; the volumes are rolled back, but not all of the machines run: start %s (cairn instance start)", machines)
-	case notes.Begun && mixed:
-		return fmt.Sprintf("; %s is left stopped: apply the snapshots again, and it is started", machines)
+		return fmt.Sprintf("; the volumes are rolled back, but not all of the machines run: start %s (cairn instance start)", strings.Join(machines, ", ")), machines
 	case notes.Begun:
-		return fmt.Sprintf("; %s is left stopped: apply the snapshots again, which starts nothing that is stopped, and then start it (cairn instance start)", machines)
+		return fmt.Sprintf("; %s is left stopped: apply the snapshots again, and it is started", strings.Join(machines, ", ")), machines
 	}
 	for _, v := range volumes {
 		// They may have been opened, and are the job's still; the machines need them.
@@ -177,17 +161,16 @@ func (s *Service) leaveMachines(ctx context.Context, run *job.Run, notes applyNo
 			}
 		}
 	}
-	var left []string
 	for _, id := range notes.Running {
 		if err := s.startMachine(ctx, id); err != nil {
 			run.Log.Error("start a machine again whose rollback came to nothing", "instance", id, "error", err)
-			left = append(left, id)
+			owed = append(owed, id)
 		}
 	}
-	if len(left) == 0 {
-		return ""
+	if len(owed) == 0 {
+		return "", nil
 	}
-	return fmt.Sprintf("; %s was stopped for it and could not be started again: start it (cairn instance start)", strings.Join(left, ", "))
+	return fmt.Sprintf("; %s was stopped for it and could not be started again: start it (cairn instance start)", strings.Join(owed, ", ")), owed
 }
 
 // mixtures are volumes of which each is whole, but which together are what a

@@ -3,7 +3,6 @@ package service
 import (
 	"context"
 	"fmt"
-	"slices"
 	"strings"
 
 	"cairn/internal/job"
@@ -29,9 +28,7 @@ func (h applyJob) Undo(ctx context.Context, run *job.Run, out job.Outcome) error
 	if err := run.LoadState(&notes); err != nil {
 		return err
 	}
-	blocked := len(params.mixtures(run.ID(), notes, volumes)) > 0 ||
-		slices.ContainsFunc(volumes, func(v Volume) bool { return v.InstanceID != "" && v.MixedJob == run.ID() })
-	more := h.s.leaveMachines(ctx, run, notes, volumes, blocked)
+	more, owed := h.s.leaveMachines(ctx, run, notes, volumes)
 	h.s.bases.mu.Lock()
 	defer h.s.bases.mu.Unlock()
 	keep := h.keep(ctx, run, params, volumes)
@@ -66,6 +63,9 @@ func (h applyJob) Undo(ctx context.Context, run *job.Run, out job.Outcome) error
 		out.Info += tell
 		out.ErrorMessage += tell
 		if err := changeVolumes(tx, params.Volumes, func(v *Volume) { v.Transition = "" }); err != nil {
+			return err
+		}
+		if err := owedMachines.add(tx, owed); err != nil {
 			return err
 		}
 		return h.s.finish(tx, run, out)

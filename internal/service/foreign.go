@@ -2,7 +2,6 @@ package service
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -21,10 +20,6 @@ import (
 // foreignWait is how long a hypervisor may take to end or remove what is ours in
 // its machines.
 const foreignWait = 30 * time.Second
-
-// forgottenKey is the setting with the ids of foreign machines that were deleted
-// here: they get no rows again before they were gone.
-const forgottenKey = "forgotten_machines"
 
 // foreign reports whether somebody else made what a row says.
 func (v Volume) foreign() bool { return v.Driver == DriverLibvirt }
@@ -61,9 +56,14 @@ func (s *Service) SyncForeign(ctx context.Context) {
 func (s *Service) syncForeignOnce(ctx context.Context) error {
 	var failed error
 	for kind, d := range s.foreign {
+		// What was owed by now and runs then somebody else has started.
+		owed, err := s.owed(ctx)
+		if err != nil {
+			return err
+		}
 		machines, err := d.List(ctx)
 		if err == nil {
-			err = s.syncMachines(ctx, kind, machines)
+			err = errors.Join(s.syncMachines(ctx, kind, machines), s.startedByOthers(ctx, owed, machines))
 		}
 		if f, ok := s.drivers[kind].(volume.Foreign); ok && err == nil {
 			tidying, cancel := context.WithTimeout(ctx, foreignWait)
@@ -77,13 +77,35 @@ func (s *Service) syncForeignOnce(ctx context.Context) error {
 	return failed
 }
 
+func (s *Service) owed(ctx context.Context) (ids []string, err error) {
+	err = s.store.View(ctx, func(tx Tx) (err error) {
+		ids, err = owedMachines.read(tx)
+		return err
+	})
+	return ids, err
+}
+
+// startedByOthers settles what is owed to machines that run.
+func (s *Service) startedByOthers(ctx context.Context, owed []string, machines []compute.Machine) error {
+	var settled []string
+	for _, m := range machines {
+		if m.State != compute.Stopped && slices.Contains(owed, m.ID) {
+			settled = append(settled, m.ID)
+		}
+	}
+	if len(settled) == 0 {
+		return nil
+	}
+	return s.store.Update(ctx, func(tx Tx) error { return owedMachines.remove(tx, oneOf(settled)) })
+}
+
 // syncMachines makes the rows of one kind. machines are all that there are.
 func (s *Service) syncMachines(ctx context.Context, kind string, machines []compute.Machine) error {
 	have, err := s.rowsOf(ctx, kind)
 	if err != nil {
 		return err
 	}
-	forgotten, err := s.forgottenMachines(ctx, machines)
+	forgotten, err := s.forgotten(ctx, machines)
 	if err != nil {
 		return err
 	}
@@ -185,7 +207,7 @@ func (s *Service) adopt(ctx context.Context, have map[string]Volume, rows []Volu
 		return nil
 	}
 	return s.store.Update(ctx, func(tx Tx) error {
-		ids, err := forgotten(tx)
+		ids, err := forgottenMachines.read(tx)
 		if err != nil || slices.Contains(ids, news[0].InstanceID) {
 			return err // forgotten since it was looked at
 		}
@@ -317,46 +339,27 @@ func (s *Service) ceaseForeign(ctx context.Context, ids []string) error {
 	return nil
 }
 
-// forgottenMachines are those that were deleted here and are still there. Those
+// forgotten are the machines that were deleted here and are still there. Those
 // that are gone are no longer kept in mind.
-func (s *Service) forgottenMachines(ctx context.Context, machines []compute.Machine) (ids []string, err error) {
+func (s *Service) forgotten(ctx context.Context, machines []compute.Machine) (ids []string, err error) {
 	gone := func(id string) bool {
 		return !slices.ContainsFunc(machines, func(m compute.Machine) bool { return m.ID == id })
 	}
 	err = s.store.View(ctx, func(tx Tx) (err error) {
-		ids, err = forgotten(tx)
+		ids, err = forgottenMachines.read(tx)
 		return err
 	})
 	if err != nil || !slices.ContainsFunc(ids, gone) {
 		return ids, err
 	}
 	err = s.store.Update(ctx, func(tx Tx) error {
-		if ids, err = forgotten(tx); err != nil {
+		if err := forgottenMachines.remove(tx, gone); err != nil {
 			return err
 		}
-		ids = slices.DeleteFunc(ids, gone)
-		return setForgotten(tx, ids)
+		ids, err = forgottenMachines.read(tx)
+		return err
 	})
 	return ids, err
-}
-
-func forgotten(tx Tx) (ids []string, err error) {
-	text, err := tx.Setting(forgottenKey)
-	if err != nil || text == "" {
-		return nil, err
-	}
-	if err := json.Unmarshal([]byte(text), &ids); err != nil {
-		return nil, errs.Wrap(errs.Corrupt, err, "the setting %s of the database is no list; put the database back from a copy, or run recover", forgottenKey)
-	}
-	return ids, nil
-}
-
-func setForgotten(tx Tx, ids []string) error {
-	text, err := json.Marshal(ids)
-	if err != nil {
-		return err
-	}
-	return tx.SetSetting(forgottenKey, string(text))
 }
 
 // withForeignDisks adds to machines that are deleted the disks of the foreign
@@ -386,14 +389,7 @@ func forget(tx Tx, volumes []Volume) error {
 			machines = append(machines, v.ID)
 		}
 	}
-	if len(machines) == 0 {
-		return nil
-	}
-	ids, err := forgotten(tx)
-	if err != nil {
-		return err
-	}
-	return setForgotten(tx, append(ids, machines...))
+	return forgottenMachines.add(tx, machines)
 }
 
 // refuseForeign refuses what only the makers of a machine change.

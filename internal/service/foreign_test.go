@@ -463,9 +463,6 @@ func TestForeignApplyThatFails(t *testing.T) {
 					p.bad("mixture", k, err)
 				}
 				p.good(p.apply(point))
-				if c.call == "Start" {
-					p.good(p.StartInstances(context.Background(), instances(theirs)))
-				}
 				p.wantState(theirs, service.InstanceRunning)
 				if got := o.read(systemDisk); got != "old" {
 					t.Errorf("in the end the disk holds %q", got)

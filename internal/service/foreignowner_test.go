@@ -153,6 +153,33 @@ func TestForeignRowThatWasLost(t *testing.T) {
 	}
 }
 
+// A machine that an apply left stopped and its owner started and stopped since is
+// no longer owed a start.
+func TestForeignStartedByItsOwner(t *testing.T) {
+	for _, started := range []bool{false, true} {
+		inOthers(t, func(t *testing.T, p *process, o *others) {
+			ctx := context.Background()
+			point := p.point(theirs)
+			p.idle()
+			p.f.fail("Start", errs.New(errs.Internal, "it broke"))
+			j, err := p.apply(point)
+			p.bad("not all of the machines run", j, err)
+			p.f.fail("Start", nil)
+			p.idle()
+			owner := fake.New(o.Host)
+			if started {
+				o.run(t)
+				o.seen(p)
+				if _, err := owner.Stop(ctx, theirs, 0); err != nil {
+					t.Fatal(err)
+				}
+			}
+			p.good(p.apply(point))
+			p.wantState(theirs, map[bool]service.InstanceStatus{false: service.InstanceRunning, true: service.InstanceStopped}[started])
+		})
+	}
+}
+
 // No machine is stopped while a point of any of its disks is under way, nor
 // is there one while it is rolled back.
 func TestForeignApplyHasAllDisks(t *testing.T) {

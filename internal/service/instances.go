@@ -357,6 +357,11 @@ func (h powerJob) end(ctx context.Context, run *job.Run, params powerParams, out
 		if err != nil {
 			return err
 		}
+		if out.Status == job.Successful { // as they are now somebody wants them
+			if err := owedMachines.remove(tx, oneOf(params.Instances)); err != nil {
+				return err
+			}
+		}
 		return h.s.finish(tx, run, out)
 	})
 }

@@ -93,6 +93,9 @@ func (h deleteVolumesJob) Do(ctx context.Context, run *job.Run) error {
 		if err := forget(tx, volumes); err != nil {
 			return err
 		}
+		if err := owedMachines.remove(tx, oneOf(params.Volumes)); err != nil {
+			return err
+		}
 		return h.s.finish(tx, run, job.Outcome{Status: job.Successful})
 	})
 }
